@@ -1,0 +1,284 @@
+"""The solver grid: observation times merged with solver steps, one grid per series."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["TimeGrid"]
+
+# A gap of exactly n * max_step must give n steps although n * max_step is rounded: allow 0.1 % longer steps.
+_STEP_TOLERANCE = 1e-3
+
+
+class TimeGrid:
+    r"""Solver grid :math:`t_0 < t_1 < \dots < t_K` that contains every observation time.
+
+    Each gap between neighbouring observation times is cut into
+    :math:`n_i = \lceil (1 - 10^{-3})\, \mathrm{gap}_i / \mathrm{max\_step} \rceil` equal steps. Because the grid
+    contains the observation times, a path is never interpolated. Series of a batch may have different times: a
+    shorter row is padded at its end by repeating its last time (``steps == 0``: no movement, no noise, no density),
+    and has exactly the grid that it would get alone. Cost: O(batch x (N + K)) once, no cost per use.
+
+    Args:
+        times: observation times ``(N,)`` or ``(*batch, N)``, increasing along the last axis, any unit (integers
+            become the default float type). Without `mask`, a trailing repeat of the last time is padding.
+        max_step: largest solver step, ``> 0``, in the unit of `times`; one step per gap if None.
+        mask: bool ``(*batch, N)``, True = valid time. Masked times are overwritten by the last valid one, so NaN or
+            zeros there are fine. Missing *channels* belong in the likelihood, not here.
+        start: first grid time, float or ``(*batch,)``; the first valid time if None.
+        end: last grid time, float or ``(*batch,)``; the last valid time if None.
+
+    Attributes:
+        times: solver times ``(*batch, K + 1)``; gradients flow to the observation times.
+        steps: step sizes ``(*batch, K)``, 0 where padded.
+        mask: valid observations ``(*batch, N)``; all True by default, False at trailing padding.
+        observed_times: cleaned observation times ``(*batch, N)``.
+        observed_index: index of every observation in `times`, ``(*batch, N)``, int64.
+
+    Raises:
+        ValueError: if times are empty, not finite, unsorted or repeated, a row has no valid time, an observation lies
+            outside ``[start, end]``, or `max_step` is not positive.
+
+    Example:
+        >>> grid = TimeGrid(torch.tensor([0.0, 0.5, 2.0]), max_step=0.5)
+        >>> grid.times
+        tensor([0.0000, 0.5000, 1.0000, 1.5000, 2.0000])
+        >>> grid.observed_index
+        tensor([0, 1, 4])
+    """
+
+    def __init__(
+        self,
+        times: Tensor | Sequence[float],
+        *,
+        max_step: float | None = None,
+        mask: Tensor | None = None,
+        start: float | Tensor | None = None,
+        end: float | Tensor | None = None,
+    ) -> None:
+        times = _as_times(times)
+        if max_step is not None and not (max_step > 0 and math.isfinite(max_step)):
+            msg = f"`max_step` must be a positive finite number, received {max_step}."
+            raise ValueError(msg)
+        if mask is None:
+            self.mask = torch.ones_like(times, dtype=torch.bool)
+        else:
+            self.mask = _check_mask(mask, times)
+        self.observed_times = _fill_invalid(times, self.mask)
+        if mask is None:
+            self.mask = ~_trailing_repeats(self.observed_times)
+        _check_increasing(self.observed_times, self.mask)
+
+        knots = self.observed_times
+        if start is not None:
+            first = _endpoint(start, "start", knots)
+            _check_inside((knots[..., :1] >= first).all(), "start", first, knots)
+            knots = torch.cat([first, knots], -1)
+        if end is not None:
+            last = _endpoint(end, "end", knots)
+            _check_inside((knots[..., -1:] <= last).all(), "end", last, knots)
+            knots = torch.cat([knots, last], -1)
+        gaps = knots.detach().diff(dim=-1)
+        counts = (gaps > 0).long()
+        if max_step is not None:
+            counts = torch.ceil(gaps.double() / max_step * (1 - _STEP_TOLERANCE)).long().clamp(min=counts)
+        self._offset = int(start is not None)  # observation i is knot i + offset
+        self._knots = knots
+        self._build(counts)
+
+    def _build(self, counts: Tensor) -> None:
+        """Set `times`, `steps` and `observed_index` from the number of steps per gap, ``(*batch, N' - 1)``."""
+        self._counts = counts
+        ends = counts.cumsum(-1)  # solver index at which each gap ends
+        begins = torch.cat([torch.zeros_like(ends[..., :1]), ends], -1)[..., : self._knots.shape[-1]]
+        if counts.shape[-1] == 0:
+            begins = torch.zeros_like(self._knots, dtype=torch.long)
+        total = begins[..., -1:]
+        num_steps = int(total.max())
+        step = torch.arange(num_steps, device=counts.device).expand(*counts.shape[:-1], num_steps)
+        if num_steps == 0:
+            self.steps = self._knots[..., :0]
+            self.times = self._knots[..., -1:]
+        else:
+            gap = torch.searchsorted(ends, step.contiguous(), right=True).clamp(max=counts.shape[-1] - 1)
+            left = self._knots.gather(-1, gap)
+            length = self._knots.gather(-1, gap + 1) - left
+            count = counts.gather(-1, gap).clamp(min=1)
+            valid = step < total
+            last = self._knots[..., -1:]
+            fraction = (step - begins.gather(-1, gap)).to(left.dtype) / count
+            self.steps = torch.where(valid, length / count, torch.zeros_like(length))
+            self.times = torch.cat([torch.where(valid, left + length * fraction, last), last], -1)
+        observations = slice(self._offset, self._offset + self.observed_times.shape[-1])
+        self.observed_index = begins[..., observations]
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Batch shape of the grid; ``()`` if all series share one grid."""
+        return self.times.shape[:-1]
+
+    @property
+    def num_steps(self) -> int:
+        """Number of solver steps K of the longest series."""
+        return self.steps.shape[-1]
+
+    def observed(self, path: Tensor) -> Tensor:
+        """States at the observation times.
+
+        Args:
+            path: a path on this grid, ``(..., K + 1, D)``; extra dimensions on the left are allowed.
+
+        Returns:
+            ``(..., N, D)``; padded entries hold the last valid state (apply `mask` in the likelihood).
+
+        Raises:
+            ValueError: if `path` has another number of grid points.
+        """
+        if path.dim() < 2 or path.shape[-2] != self.times.shape[-1]:
+            msg = (
+                f"`path` must have shape (..., {self.times.shape[-1]}, D) on this grid, received "
+                f"{tuple(path.shape)}. Pass the whole solver path of the site that uses this grid."
+            )
+            raise ValueError(msg)
+        if not self.batch_shape:
+            return path.index_select(-2, self.observed_index)
+        batch = torch.broadcast_shapes(path.shape[:-2], self.batch_shape)
+        index = self.observed_index.unsqueeze(-1).expand(*batch, -1, path.shape[-1])  # (..., N, D)
+        return path.expand(*batch, *path.shape[-2:]).gather(-2, index)
+
+    def refine(self, n: int) -> TimeGrid:
+        """Cut every step into `n` equal steps; observations stay the same.
+
+        Raises:
+            ValueError: if `n` is not a positive integer.
+        """
+        if not isinstance(n, int) or n < 1:
+            msg = f"`n` must be a positive integer, received {n!r}."
+            raise ValueError(msg)
+        grid = copy.copy(self)
+        grid._build(self._counts * n)
+        return grid
+
+    def expand(self, batch_shape: torch.Size | Sequence[int]) -> TimeGrid:
+        """View of this grid with the batch shape `batch_shape`."""
+        grid = copy.copy(self)
+        for name in ("times", "steps", "mask", "observed_times", "observed_index", "_knots", "_counts"):
+            value = getattr(self, name)
+            setattr(grid, name, value.expand(*batch_shape, value.shape[-1]))
+        return grid
+
+    def __getitem__(self, index: object) -> TimeGrid:
+        """Grid of some series of the batch, such as the indices of a subsampled plate; K stays the same."""
+        if not self.batch_shape:
+            msg = "this grid is shared by all series (batch_shape ()); there is no series to select."
+            raise ValueError(msg)
+        grid = copy.copy(self)
+        for name in ("times", "steps", "mask", "observed_times", "observed_index", "_knots", "_counts"):
+            setattr(grid, name, getattr(self, name)[index])
+        if grid.times.shape[-1:] != self.times.shape[-1:]:
+            msg = "a grid is indexed along its batch dimensions only, never along time."
+            raise ValueError(msg)
+        return grid
+
+    def __repr__(self) -> str:
+        """Shapes and range, for error messages."""
+        low, high = float(self.times.detach().min()), float(self.times.detach().max())
+        batch = tuple(self.batch_shape)
+        observations = self.observed_times.shape[-1]
+        sizes = f"batch_shape={batch}, observations={observations}, num_steps={self.num_steps}"
+        return f"TimeGrid({sizes}, [{low:g}, {high:g}])"
+
+
+def _as_times(times: Tensor | Sequence[float]) -> Tensor:
+    times = torch.as_tensor(times)
+    if not times.is_floating_point():
+        times = times.to(torch.get_default_dtype())
+    if times.dim() == 0 or times.shape[-1] == 0:
+        msg = f"`times` must have shape (*batch, N) with N >= 1, received {tuple(times.shape)}."
+        raise ValueError(msg)
+    return times
+
+
+def _check_mask(mask: Tensor, times: Tensor) -> Tensor:
+    if mask.dtype != torch.bool or mask.shape != times.shape:
+        msg = (
+            f"`mask` must be a bool tensor of the shape of `times` {tuple(times.shape)} (True = valid time), received "
+            f"{mask.dtype} {tuple(mask.shape)}. Missing channels go into the likelihood instead."
+        )
+        raise ValueError(msg)
+    if not mask.any(-1).all():
+        row = (~mask.any(-1)).nonzero()[0].tolist()
+        msg = f"`mask` has no valid time in series {row}; drop the series or give it one observation."
+        raise ValueError(msg)
+    return mask
+
+
+def _fill_invalid(times: Tensor, mask: Tensor) -> Tensor:
+    """Overwrite invalid times by the last valid one before them (leading ones by the first valid one)."""
+    position = torch.arange(times.shape[-1], device=times.device).expand(times.shape)
+    source = torch.where(mask, position, torch.zeros_like(position)).cummax(-1).values
+    source = torch.maximum(source, mask.to(torch.uint8).argmax(-1, keepdim=True))
+    times = times.gather(-1, source)
+    if not torch.isfinite(times.detach()).all():
+        where = (~torch.isfinite(times.detach())).nonzero()[0].tolist()
+        msg = (
+            f"`times` must be finite at valid entries; entry {where} is {times[tuple(where)].item()}. "
+            "Pass `mask` (True = valid time) for padded entries."
+        )
+        raise ValueError(msg)
+    return times
+
+
+def _trailing_repeats(times: Tensor) -> Tensor:
+    """True where a time repeats the one before it and so do all later ones."""
+    repeats = torch.zeros_like(times, dtype=torch.bool)
+    repeats[..., 1:] = times.detach().diff(dim=-1) == 0
+    return repeats.flip(-1).cumprod(-1).flip(-1).bool()
+
+
+def _check_increasing(times: Tensor, mask: Tensor) -> None:
+    gaps = times.detach().diff(dim=-1)
+    bad = (gaps < 0) | ((gaps == 0) & mask[..., 1:])
+    # A leading masked entry is filled from the right, so the first valid entry repeats it and is no duplicate.
+    bad = bad & mask[..., :-1].long().cumsum(-1).bool()
+    if bad.any():
+        where = bad.nonzero()[0].tolist()
+        before, after = times[(*where,)].item(), times[(*where[:-1], where[-1] + 1)].item()
+        kind = "unsorted" if after < before else "repeated"
+        msg = (
+            f"`times` must increase along the last axis, but they are {kind} at entries {where} and "
+            f"{[*where[:-1], where[-1] + 1]}: {before:g}, {after:g}. Sort the observations, merge equal times, and "
+            "pass `mask` for entries that are not observations."
+        )
+        raise ValueError(msg)
+
+
+def _endpoint(value: float | Tensor, name: str, knots: Tensor) -> Tensor:
+    endpoint = torch.as_tensor(value, dtype=knots.dtype, device=knots.device)
+    try:
+        endpoint = endpoint.expand(knots.shape[:-1])
+    except RuntimeError as error:
+        msg = (
+            f"`{name}` must be a number or have the batch shape {tuple(knots.shape[:-1])} of `times`, "
+            f"received {tuple(endpoint.shape)}."
+        )
+        raise ValueError(msg) from error
+    if not torch.isfinite(endpoint.detach()).all():
+        msg = f"`{name}` must be finite, received {value}."
+        raise ValueError(msg)
+    return endpoint.unsqueeze(-1)
+
+
+def _check_inside(inside: Tensor, name: str, endpoint: Tensor, knots: Tensor) -> None:
+    if not inside:
+        low, high = float(knots.detach().min()), float(knots.detach().max())
+        msg = (
+            f"every observation must lie inside [start, end]; `{name}` is {endpoint.detach().flatten().tolist()[:4]} "
+            f"but the observation times span [{low:g}, {high:g}]. Move `{name}` or drop the observations outside."
+        )
+        raise ValueError(msg)
