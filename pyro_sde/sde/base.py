@@ -1,0 +1,281 @@
+r"""What an SDE is: drift, diffusion and noise structure. No integration, no sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .noise import Noise, noise_structure
+
+__all__ = ["SDE", "Coefficients", "ControlledSDE"]
+
+Rows = tuple[Tensor | None, ...]
+
+
+class Coefficients(NamedTuple):
+    """Drift, diffusion and control at some states; the total drift is ``drift + diffusion @ control``."""
+
+    drift: Tensor  # broadcastable to (..., D)
+    diffusion: Tensor  # broadcastable to (..., D), or (..., D, M)
+    control: Tensor | None  # broadcastable to (..., M), None for an uncontrolled SDE
+
+    def total_drift(self, noise: Noise) -> Tensor:
+        """Drift including the control."""
+        if self.control is None:
+            return self.drift
+        return self.drift + noise.apply(self.diffusion, self.control)
+
+
+class SDE(nn.Module):
+    r"""Stochastic differential equation :math:`dz = f(t, z)\,dt + \sigma(t, z)\,dW`.
+
+    `drift` and `diffusion` are plain functions or ``nn.Module`` s (registered as children, so that
+    ``pyro.module("prior", sde)`` trains them). They are called with any number of leading dimensions, one solver step
+    at a time while sampling and for all times at once (time leftmost) otherwise, so they must act on the last axis.
+
+    Args:
+        drift: ``drift(t, z)`` or, if the path law has `inputs`, ``drift(t, z, inputs)``.
+        diffusion: ``diffusion(t, z)``; zero entries or rows (states without noise) are allowed.
+        noise_type: "diagonal" (one Brownian motion per state), "scalar" (one Brownian motion in all), "additive"
+            (matrix that does not depend on z), "general" (any matrix).
+        sde_type: "ito" or "stratonovich"; a path law simulates the Itô form (see `ito`).
+
+    Shape:
+        t: ``(..., 1)`` (broadcastable, not expanded) · z: ``(..., D)`` · inputs: ``(..., C)``.
+        drift: broadcastable to ``(..., D)``.
+        diffusion: broadcastable to ``(..., D)`` for diagonal noise, ``(..., D, M)`` otherwise, with M = 1 for scalar.
+
+    Raises:
+        ValueError: if `noise_type` or `sde_type` is unknown.
+        TypeError: if `drift` or `diffusion` cannot be called.
+
+    References:
+        Li, Wong, Chen, Duvenaud (2020), Scalable gradients for stochastic differential equations, arXiv 2001.01328.
+
+    Example:
+        >>> import torch
+        >>> sde = SDE(lambda t, z: -z, lambda t, z: 0.5 * torch.ones_like(z))
+        >>> sde.coefficients(torch.zeros(1), torch.ones(3), (None,)).drift
+        tensor([-1., -1., -1.])
+    """
+
+    def __init__(
+        self,
+        drift: Callable[..., Tensor],
+        diffusion: Callable[..., Tensor],
+        *,
+        noise_type: str = "diagonal",
+        sde_type: str = "ito",
+    ) -> None:
+        super().__init__()
+        for name, function in (("drift", drift), ("diffusion", diffusion)):
+            if not callable(function):
+                msg = f"`{name}` must be a function of (t, z), received {type(function).__name__}."
+                raise TypeError(msg)
+        if sde_type not in ("ito", "stratonovich"):
+            msg = f'`sde_type` must be "ito" or "stratonovich", received {sde_type!r}.'
+            raise ValueError(msg)
+        self.noise = noise_structure(noise_type)
+        self.noise_type = noise_type
+        self.sde_type = sde_type
+        self.drift = drift
+        self.diffusion = diffusion
+        self.inputs: Tensor | None = None
+
+    @classmethod
+    def from_torchsde(cls, sde: object) -> SDE:
+        """SDE with the coefficients of a torchsde-style object (`f`, `g`, `noise_type`, `sde_type`).
+
+        Such objects take one scalar time and states ``(B, D)``. Calls with several times are split by time, exact but
+        slower than a drift that accepts any leading dimensions.
+
+        Raises:
+            TypeError: if one of the four attributes is missing.
+        """
+        missing = [name for name in ("f", "g", "noise_type", "sde_type") if not hasattr(sde, name)]
+        if missing:
+            msg = (
+                f"`sde` must be a torchsde-style object with f, g, noise_type and sde_type; {type(sde).__name__} has "
+                f"no {', '.join(missing)}."
+            )
+            raise TypeError(msg)
+        return cls(
+            _ScalarTime(sde, "f"),
+            _ScalarTime(sde, "g"),
+            noise_type=sde.noise_type,  # type: ignore[attr-defined]
+            sde_type=sde.sde_type,  # type: ignore[attr-defined]
+        )
+
+    def controlled(self, control: Callable[..., Tensor]) -> ControlledSDE:
+        r"""SDE with drift :math:`f + \sigma u`: same diffusion by construction, never a division by it.
+
+        Args:
+            control: ``control(t, z)`` or, if the path law has `inputs`, ``control(t, z, inputs)``; returns
+                ``(..., D)`` for diagonal noise, ``(..., M)`` otherwise. Components outside the range of the diffusion
+                move nothing and cost nothing.
+        """
+        return ControlledSDE(self, control)
+
+    def with_drift(self, drift: Callable[..., Tensor]) -> SDE:
+        """SDE with another drift and the same diffusion; its `inputs` go to the new drift."""
+        return SDE(drift, self.diffusion, noise_type=self.noise_type, sde_type=self.sde_type)
+
+    def with_inputs(self, rows: Tensor) -> SDE:
+        """Copy whose inputs, one row per solver step, are bound to `rows` ``(*batch, K, C)``.
+
+        Use it for a prior with exogenous inputs whose guide has a context of its own:
+        ``SDEPath(prior.with_inputs(rows).controlled(control), ..., inputs=context)``.
+
+        Raises:
+            ValueError: if `rows` has fewer than two dimensions or inputs are bound already.
+        """
+        if rows.dim() < 2:
+            msg = f"`rows` must have shape (*batch, K, C), received {tuple(rows.shape)}."
+            raise ValueError(msg)
+        if self.inputs is not None:
+            msg = "this SDE has its inputs bound already; call `with_inputs` once, on the SDE that uses them."
+            raise ValueError(msg)
+        bound = self._copy()
+        bound.inputs = rows
+        return bound
+
+    def _copy(self) -> SDE:
+        copied = self.__class__.__new__(self.__class__)
+        copied.__dict__ = {
+            **self.__dict__,
+            "_modules": dict(self._modules),
+            "_parameters": dict(self._parameters),
+        }
+        return copied
+
+    def ito(self) -> SDE:
+        r"""Itô form of this SDE: drift :math:`f + \tfrac12 \sum_m (\partial_z \sigma_m)\, \sigma_m` if Stratonovich.
+
+        The correction costs one Jacobian-vector product per Brownian dimension; additive noise needs none.
+
+        References:
+            Kloeden and Platen (1992), Numerical Solution of SDEs, eq. (4.9.11).
+        """
+        if self.sde_type == "ito":
+            return self
+        drift = self.drift if self.noise_type == "additive" else _ItoDrift(self)
+        converted = SDE(drift, self.diffusion, noise_type=self.noise_type, sde_type="ito")
+        converted.inputs = self.inputs
+        return converted
+
+    def bind_rows(self, inputs: Tensor | None) -> Rows:
+        """Row tensors that `coefficients` wants, slice by slice: this SDE's own inputs.
+
+        Raises:
+            ValueError: if inputs are given although they are bound already.
+        """
+        if inputs is not None and self.inputs is not None:
+            msg = "`inputs` were given, but the inputs of this SDE are bound by `with_inputs` already; pass them once."
+            raise ValueError(msg)
+        return (self.inputs if inputs is None else inputs,)
+
+    def coefficients(self, t: Tensor, z: Tensor, rows: Rows) -> Coefficients:
+        """Drift, diffusion and control at ``(t, z)``; `rows` come from `bind_rows`, sliced to the same times."""
+        drift = self.drift(t, z) if rows[0] is None else self.drift(t, z, rows[0])
+        return Coefficients(_tensor(drift, z), _tensor(self.diffusion(t, z), z), None)
+
+
+class ControlledSDE(SDE):
+    r"""SDE :math:`dz = (f + \sigma u)\,dt + \sigma\,dW` built by `SDE.controlled`.
+
+    Its inputs go to the control only. Attributes `base` and `control` are the SDE and the control.
+    """
+
+    def __init__(self, base: SDE, control: Callable[..., Tensor]) -> None:
+        nn.Module.__init__(self)  # drift and diffusion stay with the base: one name per parameter
+        if not callable(control):
+            msg = f"`control` must be a function of (t, z[, inputs]), received {type(control).__name__}."
+            raise TypeError(msg)
+        self.noise = base.noise
+        self.noise_type = base.noise_type
+        self.sde_type = base.sde_type
+        self.base = base
+        self.control = control
+        self.inputs = None
+
+    @property
+    def drift(self) -> Callable[..., Tensor]:  # type: ignore[override]
+        """Drift of the base, without the control."""
+        return self.base.drift
+
+    @property
+    def diffusion(self) -> Callable[..., Tensor]:  # type: ignore[override]
+        """Diffusion of the base."""
+        return self.base.diffusion
+
+    def ito(self) -> SDE:
+        """Itô form: the control is untouched, since the correction depends on the diffusion only."""
+        if self.sde_type == "ito":
+            return self
+        converted = ControlledSDE(self.base.ito(), self.control)
+        converted.inputs = self.inputs
+        return converted
+
+    def bind_rows(self, inputs: Tensor | None) -> Rows:
+        """Rows of the base (bound earlier) followed by the inputs of the control."""
+        return (*self.base.bind_rows(None), *super().bind_rows(inputs))
+
+    def coefficients(self, t: Tensor, z: Tensor, rows: Rows) -> Coefficients:
+        """Coefficients of the base, and the control apart from them."""
+        base = self.base.coefficients(t, z, rows[:-1])
+        control = self.control(t, z) if rows[-1] is None else self.control(t, z, rows[-1])
+        return Coefficients(base.total_drift(self.noise), base.diffusion, _tensor(control, z))
+
+
+class _ItoDrift(nn.Module):
+    """Itô drift of a Stratonovich SDE, by forward-mode derivatives of the diffusion."""
+
+    def __init__(self, sde: SDE) -> None:
+        super().__init__()
+        self.sde = sde
+
+    def forward(self, t: Tensor, z: Tensor, *rows: Tensor) -> Tensor:
+        def columns(state: Tensor) -> Tensor:  # (..., D, M)
+            diffusion = _tensor(self.sde.diffusion(t, state), state)
+            diffusion = self.sde.noise.expand(diffusion, state)
+            return torch.diag_embed(diffusion) if self.sde.noise_type == "diagonal" else diffusion
+
+        matrix = columns(z)
+        state = z.expand(matrix.shape[:-1])
+        correction = torch.zeros_like(matrix[..., 0])
+        for m in range(matrix.shape[-1]):
+            change = torch.func.jvp(columns, (state,), (matrix[..., m],))[1]
+            correction = correction + change[..., m]
+        return self.sde.drift(t, z, *rows) + 0.5 * correction
+
+
+class _ScalarTime(nn.Module):
+    """A torchsde coefficient (scalar time, states ``(B, D)``) called with any leading dimensions."""
+
+    def __init__(self, sde: object, method: str) -> None:
+        super().__init__()
+        self.sde = sde
+        self.method = method
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        function = getattr(self.sde, self.method)
+        batch = torch.broadcast_shapes(t.shape[:-1], z.shape[:-1])
+        states = z.expand(*batch, z.shape[-1]).reshape(-1, z.shape[-1])
+        times = t.expand(*batch, 1).reshape(-1)
+        distinct, inverse = torch.unique(times.detach(), return_inverse=True)
+        if len(distinct) == 1:
+            output = function(times[0], states)
+        else:
+            groups = [(inverse == i).nonzero().squeeze(-1) for i in range(len(distinct))]
+            parts = [function(times[rows[0]], states[rows]) for rows in groups]
+            output = torch.cat(parts)[torch.cat(groups).argsort()]
+        return output.reshape(*batch, *output.shape[1:])
+
+
+def _tensor(value: Tensor | float, like: Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device)

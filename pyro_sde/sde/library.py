@@ -1,0 +1,228 @@
+r"""A library of SDEs: the field's standard examples and a learnable one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..nn.diffusion import DiagonalDiffusion
+from ..nn.mlp import DriftNet
+from .base import SDE
+
+__all__ = [
+    "BrownianMotion",
+    "DoubleWell",
+    "GeometricBrownianMotion",
+    "NeuralSDE",
+    "OrnsteinUhlenbeck",
+    "StochasticLorenz",
+    "UnderdampedLangevin",
+]
+
+Coefficient = Tensor | float
+
+
+class BrownianMotion(SDE):
+    r"""Brownian motion with drift, :math:`dz = \mu\,dt + \sigma\,dW`.
+
+    Args:
+        scale: diffusion :math:`\sigma`, number or ``(*batch, D)``.
+        velocity: drift :math:`\mu`, number or ``(*batch, D)``.
+    """
+
+    def __init__(self, scale: Coefficient = 1.0, velocity: Coefficient = 0.0) -> None:
+        super().__init__(_Function(_shift, velocity), _Function(_constant, scale))
+
+
+class OrnsteinUhlenbeck(SDE):
+    r"""Ornstein–Uhlenbeck process :math:`dz = \theta(\mu - z)\,dt + \sigma\,dW`.
+
+    Stationary law :math:`N(\mu, \sigma^2 / 2\theta)`; correlation time :math:`1/\theta`.
+
+    Args:
+        rate: :math:`\theta > 0`, number or ``(*batch, D)``, per unit of time. A latent of shape ``(B,)`` must be given
+            as ``(B, 1)``.
+        scale: :math:`\sigma`, number or ``(*batch, D)``.
+        loc: :math:`\mu`, number or ``(*batch, D)``.
+    """
+
+    def __init__(self, rate: Coefficient, scale: Coefficient, loc: Coefficient = 0.0) -> None:
+        super().__init__(_Function(_mean_reversion, rate, loc), _Function(_constant, scale))
+
+
+class GeometricBrownianMotion(SDE):
+    r"""Geometric Brownian motion :math:`dz = \mu z\,dt + \sigma z\,dW` (Itô), diagonal noise.
+
+    .. math:: z_t = z_0 \exp\big((\mu - \sigma^2/2)\,t + \sigma W_t\big)
+
+    Args:
+        growth: :math:`\mu`, number or ``(*batch, D)``, per unit of time.
+        volatility: :math:`\sigma`, number or ``(*batch, D)``, per square root of time.
+    """
+
+    def __init__(self, growth: Coefficient, volatility: Coefficient) -> None:
+        super().__init__(_Function(_proportional, growth), _Function(_proportional, volatility))
+
+
+class DoubleWell(SDE):
+    r"""Diffusion in a double well, :math:`dz = \alpha z (1 - z^2 / \beta^2)\,dt + \sigma\,dW`.
+
+    Args:
+        strength: :math:`\alpha > 0`, per unit of time.
+        scale: :math:`\sigma`.
+        well: the wells are at :math:`\pm\beta`, :math:`\beta > 0`, in units of z.
+
+    Note:
+        The drift is cubic: large steps from far outside explode; bound `max_step` or the initial law.
+    """
+
+    def __init__(self, strength: Coefficient = 4.0, scale: Coefficient = 1.0, well: Coefficient = 1.0) -> None:
+        super().__init__(_Function(_double_well, strength, well), _Function(_constant, scale))
+
+
+class StochasticLorenz(SDE):
+    r"""Lorenz system with multiplicative noise, state dimension 3, diagonal noise.
+
+    .. math::
+        dx = a(y - x)\,dt + \beta_1 x\,dW_1, \quad dy = (x(b - z) - y)\,dt + \beta_2 y\,dW_2, \quad
+        dz = (xy - cz)\,dt + \beta_3 z\,dW_3
+
+    Args:
+        parameters: :math:`(a, b, c)`, a sequence or tensor ``(*batch, 3)``.
+        noise: :math:`(\beta_1, \beta_2, \beta_3)`, a sequence or tensor ``(*batch, 3)``.
+
+    References:
+        Li, Wong, Chen, Duvenaud (2020), arXiv 2001.01328, section 9.10.2.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[float] | Tensor = (10.0, 28.0, 8.0 / 3.0),
+        noise: Sequence[float] | Tensor = (0.1, 0.28, 0.3),
+    ) -> None:
+        super().__init__(
+            _Function(_lorenz, _vector(parameters)),
+            _Function(_proportional, _vector(noise)),
+        )
+
+
+class UnderdampedLangevin(SDE):
+    r"""Underdamped Langevin dynamics of position x and velocity v, noise on the velocity only.
+
+    .. math:: dx = v\,dt, \qquad dv = (F(x) - \gamma v)\,dt + \sigma\,dW
+
+    The state is ``(x, v)``, D = 2d; the first d dimensions carry no noise, so guides must use ``sde.controlled``. The
+    stationary law is :math:`\propto e^{-(U(x) + v^2/2)\,2\gamma/\sigma^2}` for :math:`F = -\nabla U`.
+
+    Args:
+        force: :math:`F`, function of positions ``(..., d)``.
+        friction: :math:`\gamma \ge 0`, per unit of time.
+        scale: :math:`\sigma`.
+    """
+
+    def __init__(
+        self, force: Callable[[Tensor], Tensor], friction: Coefficient = 1.0, scale: Coefficient = 1.0
+    ) -> None:
+        super().__init__(_LangevinDrift(force, friction), _Function(_on_velocity, scale))
+
+
+class NeuralSDE(SDE):
+    r"""SDE with a drift network and a learned diagonal diffusion, both time-homogeneous unless told otherwise.
+
+    Args:
+        state_dim: D.
+        hidden: widths of the hidden layers of the drift.
+        input_dim: number of exogenous inputs C of the drift, 0 for none.
+        time_features: number of time features of the drift: 0 for an autonomous one, harmonics of `period` or t itself
+            otherwise (see `DriftNet`).
+        period: period of the time features, in the unit of time.
+        diffusion_scale: initial diffusion of every dimension, ``> 0``.
+        constant_diffusion: one learned number per dimension; otherwise one small network per dimension.
+
+    Example:
+        >>> sde = NeuralSDE(3, hidden=(32,))
+        >>> sde.coefficients(torch.zeros(1), torch.zeros(5, 3), (None,)).drift.shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        hidden: Sequence[int] = (64, 64),
+        *,
+        input_dim: int = 0,
+        time_features: int = 0,
+        period: float | None = None,
+        diffusion_scale: float = 0.5,
+        constant_diffusion: bool = True,
+    ) -> None:
+        drift = DriftNet(state_dim, hidden, input_dim=input_dim, time_features=time_features, period=period)
+        diffusion = DiagonalDiffusion(state_dim, initial=diffusion_scale, constant=constant_diffusion)
+        super().__init__(drift, diffusion)
+        self.state_dim = state_dim
+
+
+class _Function(nn.Module):
+    """A coefficient function with its parameters, picklable: module-level function, registered tensors."""
+
+    def __init__(self, function: Callable[..., Tensor], *parameters: Coefficient) -> None:
+        super().__init__()
+        self.function = function
+        self.names = tuple(f"parameter_{i}" for i in range(len(parameters)))
+        for name, value in zip(self.names, parameters, strict=True):
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value, persistent=False)  # moves with the module, keeps its graph
+            else:
+                setattr(self, name, value)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.function(t, z, *(getattr(self, name) for name in self.names))
+
+
+def _constant(_t: Tensor, z: Tensor, scale: Coefficient) -> Tensor:
+    return torch.as_tensor(scale, dtype=z.dtype, device=z.device) if not isinstance(scale, Tensor) else scale
+
+
+def _shift(_t: Tensor, z: Tensor, velocity: Coefficient) -> Tensor:
+    return torch.zeros_like(z) + velocity
+
+
+def _proportional(_t: Tensor, z: Tensor, factor: Coefficient) -> Tensor:
+    return factor * z
+
+
+def _mean_reversion(_t: Tensor, z: Tensor, rate: Coefficient, loc: Coefficient) -> Tensor:
+    return rate * (loc - z)
+
+
+def _double_well(_t: Tensor, z: Tensor, strength: Coefficient, well: Coefficient) -> Tensor:
+    return strength * z * (1 - (z / well) ** 2)
+
+
+def _lorenz(_t: Tensor, z: Tensor, parameters: Tensor) -> Tensor:
+    a, b, c = parameters.unbind(-1)
+    x, y, w = z.unbind(-1)
+    return torch.stack(torch.broadcast_tensors(a * (y - x), x * (b - w) - y, x * y - c * w), -1)
+
+
+def _on_velocity(_t: Tensor, z: Tensor, scale: Coefficient) -> Tensor:
+    d = z.shape[-1] // 2
+    return torch.cat([torch.zeros_like(z[..., :d]), torch.zeros_like(z[..., d:]) + scale], -1)
+
+
+class _LangevinDrift(nn.Module):
+    def __init__(self, force: Callable[[Tensor], Tensor], friction: Coefficient) -> None:
+        super().__init__()
+        self.force = force
+        self.damping = _Function(_proportional, friction)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        position, velocity = z.chunk(2, -1)
+        acceleration = self.force(position) - self.damping(t, velocity)
+        return torch.cat([velocity.expand_as(acceleration), acceleration], -1)
+
+
+def _vector(values: Sequence[float] | Tensor) -> Tensor:
+    return values if isinstance(values, Tensor) else torch.tensor(values)

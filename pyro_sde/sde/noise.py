@@ -1,0 +1,242 @@
+r"""How a diffusion acts on Brownian increments, and the geometry of its range.
+
+Two structures cover the four noise types of the field: an elementwise diffusion ("diagonal") and a matrix ("scalar",
+"additive", "general"; "scalar" has one column). Everything that inverts a diffusion goes through `range_of`, which
+knows what to do where the diffusion is zero or loses rank.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+__all__ = ["DiagonalNoise", "DiffusionRange", "MatrixNoise", "Noise", "noise_structure"]
+
+
+class DiffusionRange(ABC):
+    r"""Range of a diffusion :math:`\sigma`: coordinates, rank and volume on the directions that carry noise.
+
+    Attributes:
+        rank: number of independent noisy directions, ``(...)``.
+        log_volume: :math:`\tfrac12 \log \mathrm{pdet}(\sigma \sigma^\top)`, ``(...)``.
+    """
+
+    rank: Tensor
+    log_volume: Tensor
+
+    @abstractmethod
+    def coordinates(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Minimum-norm solution `u` of :math:`\sigma u = v`, and the rest :math:`v - \sigma u` outside the range.
+
+        Shape:
+            vector: ``(..., D)`` · returns ``(..., M)`` and ``(..., D)``.
+        """
+
+    @abstractmethod
+    def project(self, control: Tensor) -> Tensor:
+        r"""Part of a control that moves the state, :math:`\sigma^+ \sigma u`; ``(..., M) -> (..., M)``."""
+
+
+class Noise(ABC):
+    """Structure of a diffusion: how it maps ``(..., M)`` Brownian coordinates to ``(..., D)`` states."""
+
+    @abstractmethod
+    def brownian_dim(self, diffusion: Tensor, state_dim: int) -> int:
+        """Number M of Brownian dimensions."""
+
+    @abstractmethod
+    def apply(self, diffusion: Tensor, vector: Tensor) -> Tensor:
+        r""":math:`\sigma w`, ``(..., M) -> (..., D)``."""
+
+    @abstractmethod
+    def gram(self, diffusion: Tensor) -> Tensor:
+        r""":math:`\sigma \sigma^\top`, ``(..., D, D)``."""
+
+    @abstractmethod
+    def batch_shape(self, diffusion: Tensor) -> torch.Size:
+        """Leading dimensions of a diffusion."""
+
+    @abstractmethod
+    def expand(self, diffusion: Tensor, state: Tensor) -> Tensor:
+        """Diffusion broadcast to the leading dimensions of `state` (a view)."""
+
+    @abstractmethod
+    def range_of(self, diffusion: Tensor) -> DiffusionRange:
+        """Geometry of the range of an expanded diffusion."""
+
+    @abstractmethod
+    def shape_error(self, diffusion: Tensor, state: Tensor) -> str | None:
+        """What is wrong with the shape of `diffusion` for states of this shape; None if nothing is."""
+
+
+class _DiagonalRange(DiffusionRange):
+    def __init__(self, diffusion: Tensor) -> None:
+        self.noisy = diffusion != 0
+        # The one place where a diagonal diffusion is divided by: noise-free entries are replaced before, not after.
+        self.safe = torch.where(self.noisy, diffusion, torch.ones_like(diffusion))
+        self.rank = self.noisy.sum(-1).to(diffusion.dtype)
+        self.log_volume = self.safe.abs().log().sum(-1)
+
+    def coordinates(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        zero = torch.zeros_like(vector)
+        return torch.where(self.noisy, vector / self.safe, zero), torch.where(self.noisy, zero, vector)
+
+    def project(self, control: Tensor) -> Tensor:
+        return torch.where(self.noisy, control, torch.zeros_like(control))
+
+
+class DiagonalNoise(Noise):
+    """Elementwise diffusion ``(..., D)``: one Brownian motion per state dimension."""
+
+    def brownian_dim(self, diffusion: Tensor, state_dim: int) -> int:  # noqa: ARG002
+        """State dimension D."""
+        return state_dim
+
+    def apply(self, diffusion: Tensor, vector: Tensor) -> Tensor:
+        """Elementwise product."""
+        return diffusion * vector
+
+    def gram(self, diffusion: Tensor) -> Tensor:
+        """Diagonal matrix of squares."""
+        return torch.diag_embed(diffusion.square())
+
+    def batch_shape(self, diffusion: Tensor) -> torch.Size:
+        """All but the last dimension."""
+        return diffusion.shape[:-1]
+
+    def expand(self, diffusion: Tensor, state: Tensor) -> Tensor:
+        """Broadcast ``(..., D)``."""
+        return diffusion.expand(torch.broadcast_shapes(diffusion.shape, state.shape))
+
+    def range_of(self, diffusion: Tensor) -> DiffusionRange:
+        """Entries that are not zero."""
+        return _DiagonalRange(diffusion)
+
+    def shape_error(self, diffusion: Tensor, state: Tensor) -> str | None:
+        """Anything that broadcasts to ``(..., D)`` is right; a trailing singleton axis is not."""
+        if diffusion.shape[:-1] == state.shape and diffusion.dim() > 0:
+            return 'squeeze the last axis or set noise_type="general"'
+        if diffusion.dim() and diffusion.shape[-1] not in (1, state.shape[-1]):
+            return "it must broadcast against the state"
+        return None
+
+
+class _MatrixRange(DiffusionRange):
+    r"""Range of a matrix by a Cholesky factor of the smaller Gram matrix.
+
+    With :math:`S = \sigma\sigma^\top` (or :math:`\sigma^\top\sigma` if M < D) of full rank, pseudo-inverse and
+    pseudo-determinant are ordinary ones of S. Where S loses rank, let N span its null space: on the range,
+    :math:`(S + sNN^\top)^{-1}` acts as :math:`S^+`, and :math:`\log\det(S + sNN^\top) = \log\mathrm{pdet}\,S +
+    \dim N \log s`. N is a constant for the gradient: a change of S that keeps its rank is of second order in N^T S N.
+    """
+
+    def __init__(self, diffusion: Tensor) -> None:
+        self.diffusion = diffusion
+        self.wide = diffusion.shape[-1] >= diffusion.shape[-2]
+        gram = diffusion @ diffusion.mT if self.wide else diffusion.mT @ diffusion
+        size = gram.shape[-1]
+        factor, info = torch.linalg.cholesky_ex(gram.detach())
+        pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+        doubtful = (info > 0) | (pivots.amin(-1) <= 1e3 * torch.finfo(gram.dtype).eps * pivots.amax(-1))
+        self.rank = torch.full_like(gram[..., 0, 0], size)
+        correction = torch.zeros_like(self.rank)
+        self.deficient = bool(doubtful.any())
+        if self.deficient:
+            basis, null, scale = _null_space(diffusion.detach(), self.wide)
+            filling = (basis * (null * scale).unsqueeze(-2)) @ basis.mT
+            gram = gram + filling.to(gram.dtype)
+            self.rank = (size - null.sum(-1)).to(gram.dtype)
+            correction = (null.sum(-1) * scale.squeeze(-1).log()).to(gram.dtype)
+        self.factor = torch.linalg.cholesky(gram)
+        log_det = 2 * self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        self.log_volume = 0.5 * (log_det - correction)
+
+    def coordinates(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        column = vector.unsqueeze(-1)
+        if self.wide:
+            column = self.diffusion.mT @ torch.cholesky_solve(column, self.factor)
+        else:
+            column = torch.cholesky_solve(self.diffusion.mT @ column, self.factor)
+        return column.squeeze(-1), vector - (self.diffusion @ column).squeeze(-1)
+
+    def project(self, control: Tensor) -> Tensor:
+        if not self.wide and not self.deficient:
+            return control
+        return self.coordinates((self.diffusion @ control.unsqueeze(-1)).squeeze(-1))[0]
+
+
+def _null_space(diffusion: Tensor, wide: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvectors, null indicator and scale of the smaller Gram matrix, in float64."""
+    eps = torch.finfo(diffusion.dtype).eps
+    diffusion = diffusion.double()
+    gram = diffusion @ diffusion.mT if wide else diffusion.mT @ diffusion
+    values, basis = torch.linalg.eigh(gram)
+    largest = values[..., -1:].clamp(min=0)
+    size = gram.shape[-1]
+    threshold = max((8 * size * eps) ** 2, 16 * size * torch.finfo(torch.float64).eps)
+    null = (values <= threshold * largest).double()
+    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
+    return basis, null, scale
+
+
+class MatrixNoise(Noise):
+    """Matrix diffusion ``(..., D, M)``: `M` Brownian motions drive `D` states."""
+
+    def __init__(self, columns: int | None = None) -> None:
+        self.columns = columns
+
+    def brownian_dim(self, diffusion: Tensor, state_dim: int) -> int:  # noqa: ARG002
+        """Number of columns M."""
+        return diffusion.shape[-1]
+
+    def apply(self, diffusion: Tensor, vector: Tensor) -> Tensor:
+        """Matrix-vector product."""
+        return (diffusion @ vector.unsqueeze(-1)).squeeze(-1)
+
+    def gram(self, diffusion: Tensor) -> Tensor:
+        """Matrix times its transpose."""
+        return diffusion @ diffusion.mT
+
+    def batch_shape(self, diffusion: Tensor) -> torch.Size:
+        """All but the last two dimensions."""
+        return diffusion.shape[:-2]
+
+    def expand(self, diffusion: Tensor, state: Tensor) -> Tensor:
+        """Broadcast ``(..., D, M)``."""
+        batch = torch.broadcast_shapes(diffusion.shape[:-2], state.shape[:-1])
+        return diffusion.expand(*batch, *diffusion.shape[-2:])
+
+    def range_of(self, diffusion: Tensor) -> DiffusionRange:
+        """Pseudo-inverse geometry of the matrix."""
+        return _MatrixRange(diffusion)
+
+    def shape_error(self, diffusion: Tensor, state: Tensor) -> str | None:
+        """The last two axes must be ``(D, M)``."""
+        if diffusion.dim() < 2 or diffusion.shape[-2] != state.shape[-1]:
+            return 'return a matrix (*batch, D, M), or set noise_type="diagonal" for an elementwise diffusion'
+        if self.columns is not None and diffusion.shape[-1] != self.columns:
+            return 'scalar noise has one Brownian motion: return (*batch, D, 1), or set noise_type="general"'
+        return None
+
+
+_STRUCTURES: dict[str, Noise] = {
+    "diagonal": DiagonalNoise(),
+    "scalar": MatrixNoise(columns=1),
+    "additive": MatrixNoise(),
+    "general": MatrixNoise(),
+}
+
+
+def noise_structure(noise_type: str) -> Noise:
+    """Structure of a noise type, by torchsde's name for it.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    try:
+        return _STRUCTURES[noise_type]
+    except KeyError:
+        msg = f"`noise_type` must be one of {sorted(_STRUCTURES)}, received {noise_type!r}."
+        raise ValueError(msg) from None
