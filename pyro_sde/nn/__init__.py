@@ -1,0 +1,37 @@
+"""Layers and encoders: tensors in, tensors out.
+
+Lives here: networks for drifts and controls (`mlp`), learnable diffusions (`diffusion`), and encoders that
+turn an irregular series into an initial law and one context row per solver step (`encoders`). Does not live
+here: sample sites and priors over weights, what an SDE is (`sde`), how it is stepped (`solvers`), whole
+guides (`guides`).
+
+To add an encoder: (1) subclass `Encoder` in a file of its own and start `forward` with `check_observations`,
+which fixes the meaning of masks, NaN and batch shapes for all encoders; (2) give source and cost in its
+docstring; (3) export it below; (4) add one row to the table in `tests/nn/conftest.py`: the contract suite
+checks causality, padding, missing entries, batch shapes and dtypes. A layer is added the same way, with a
+test file of its own.
+
+Papers: Rubanova, Chen, Duvenaud (2019), Latent ODEs for irregularly-sampled time series, arXiv:1907.03907
+(encoders that run backwards in time); Li, Wong, Chen, Duvenaud (2020), Scalable gradients for stochastic
+differential equations, arXiv:2001.01328 (context for a posterior drift, elementwise diffusion networks).
+"""
+
+from .base import Encoder as Encoder
+from .base import Encoding as Encoding
+from .base import check_observations as check_observations
+from .diffusion import DiagonalDiffusion as DiagonalDiffusion
+from .encoders import GRUEncoder as GRUEncoder
+from .mlp import MLP as MLP
+from .mlp import ControlNet as ControlNet
+from .mlp import DriftNet as DriftNet
+
+__all__ = [
+    "ControlNet",
+    "DiagonalDiffusion",
+    "DriftNet",
+    "Encoder",
+    "Encoding",
+    "GRUEncoder",
+    "MLP",
+    "check_observations",
+]
