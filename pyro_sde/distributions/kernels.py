@@ -1,0 +1,182 @@
+r"""Gaussian transition kernels of Euler–Maruyama steps, for all steps of a path at once.
+
+Step k of the chain is :math:`z_{k+1} \mid z_k \sim N(z_k + (f_k + \sigma_k u_k) h_k,\; \sigma_k \sigma_k^\top h_k)`, a
+density on the directions that carry noise and an equation on those that do not.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ..sde.base import Coefficients
+from ..sde.noise import DiffusionRange, MatrixNoise, Noise
+
+__all__ = ["EulerKernels", "TransitionKernels"]
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+class TransitionKernels(ABC):
+    """Transition laws of a chain along one path, time leftmost: every tensor is ``(K, ...)``."""
+
+    @abstractmethod
+    def log_prob(self) -> Tensor:
+        """Log-density of each next state of the path given the one before, ``(K, ...)``."""
+
+    @abstractmethod
+    def kl(self, other: TransitionKernels) -> Tensor:
+        r"""Kullback–Leibler divergence of each transition from that of `other` along the same path, ``(K, ...)``."""
+
+    @abstractmethod
+    def check_absolutely_continuous(self, other: TransitionKernels) -> None:
+        """Raise ValueError if the divergence from `other` is infinite."""
+
+
+class EulerKernels(TransitionKernels):
+    """Kernels of an Euler–Maruyama chain along a path.
+
+    Args:
+        noise: structure of the diffusion.
+        coefficients: drift, diffusion and control at the states before each step.
+        path: states, time leftmost, ``(K + 1, ..., D)``.
+        times: solver times ``(K + 1, ..., 1)``, for messages.
+        steps: step sizes ``(K, ..., 1)``, 0 where padded.
+    """
+
+    def __init__(self, noise: Noise, coefficients: Coefficients, path: Tensor, times: Tensor, steps: Tensor) -> None:
+        self.noise = noise
+        self.state = path[:-1]
+        self.next_state = path[1:]
+        self.times = times
+        self.moving = steps > 0
+        # The one place where a step size is divided by or its logarithm taken: padded steps count as 1, then drop out.
+        self.safe_steps = torch.where(self.moving, steps, torch.ones_like(steps))
+        self.diffusion = noise.expand(coefficients.diffusion, self.state)
+        self.drift = coefficients.drift
+        self.control = coefficients.control
+        self.total_drift = coefficients.total_drift(noise)
+        self._range: DiffusionRange | None = None
+
+    @property
+    def range(self) -> DiffusionRange:
+        """Geometry of the diffusion, computed once."""
+        if self._range is None:
+            self._range = self.noise.range_of(self.diffusion)
+        return self._range
+
+    def log_prob(self) -> Tensor:
+        """Gaussian log-density of the increments.
+
+        Raises:
+            ValueError: if the path leaves the support on directions without noise.
+        """
+        residual = self.next_state - self.state - self.total_drift * self.safe_steps
+        standard, rest = self.range.coordinates(residual)
+        size = self.state.abs() + self.next_state.abs() + (self.total_drift * self.safe_steps).abs()
+        self._check_support(rest, size)
+        steps = self.safe_steps.squeeze(-1)
+        quadratic = standard.square().sum(-1) / steps
+        log_prob = -0.5 * (quadratic + self.range.rank * (steps.log() + _LOG_2PI)) - self.range.log_volume
+        return torch.where(self.moving.squeeze(-1), log_prob, torch.zeros_like(log_prob))
+
+    def kl(self, other: TransitionKernels) -> Tensor:
+        r""":math:`\tfrac12 |u_k|^2 h_k` with :math:`\sigma_k u_k` the difference of the two drifts.
+
+        With a control form on the same base drift the difference of the drifts is never formed: u is the control.
+
+        Raises:
+            ValueError: if the divergence is infinite.
+        """
+        if not isinstance(other, EulerKernels):
+            raise NotImplementedError
+        self.check_absolutely_continuous(other)
+        control, _ = self.range.coordinates(self._expand(self.drift - other.total_drift))
+        if self.control is not None:
+            control = control + self.range.project(self.control)
+        energy = 0.5 * control.square().sum(-1) * self.safe_steps.squeeze(-1)
+        return torch.where(self.moving.squeeze(-1), energy, torch.zeros_like(energy))
+
+    def check_absolutely_continuous(self, other: TransitionKernels) -> None:
+        """Same diffusion, and a difference of drifts inside its range, wherever time moves."""
+        if not isinstance(other, EulerKernels):
+            raise NotImplementedError
+        with torch.no_grad():
+            self._check_same_diffusion(other)
+            if not isinstance(self.noise, MatrixNoise) and bool((self.diffusion != 0).all()):
+                return
+            difference = self._expand(self.drift - other.total_drift)
+            _, rest = self.range.coordinates(difference)
+            size = torch.maximum(self._expand(self.drift).abs(), self._expand(other.total_drift).abs())
+            bad = self.moving & ~(rest.abs() <= _tolerance(rest) * (size + size.mean(0)))
+            if bad.any():
+                where, place = self._locate(bad)
+                msg = (
+                    "the KL divergence is infinite: guide and model have different drifts in a direction without "
+                    f"noise, {place}: guide {_at(self._expand(self.total_drift), where)}, model "
+                    f"{_at(self._expand(other.total_drift), where)}. Use `prior.controlled(control)` in the guide, "
+                    "whose drift differs from the prior only inside the range of the diffusion."
+                )
+                raise ValueError(msg)
+
+    def _check_same_diffusion(self, other: EulerKernels) -> None:
+        ours, theirs = self.diffusion, other.diffusion
+        elementwise = not (isinstance(self.noise, MatrixNoise) or isinstance(other.noise, MatrixNoise))
+        if elementwise:
+            if ours is theirs:
+                return
+            ours, theirs = ours.abs(), theirs.abs()
+            bad = ~((ours - theirs).abs() <= _tolerance(ours) * torch.maximum(ours, theirs))
+        else:
+            ours, theirs = self.noise.gram(ours), other.noise.gram(theirs)
+            diagonal = torch.maximum(ours.diagonal(dim1=-2, dim2=-1), theirs.diagonal(dim1=-2, dim2=-1)).sqrt()
+            size = diagonal.unsqueeze(-1) * diagonal.unsqueeze(-2)
+            bad = ~((ours - theirs).abs() <= 2 * _tolerance(ours) * size).all(-1)
+            ours, theirs = (g.diagonal(dim1=-2, dim2=-1).sqrt() for g in (ours, theirs))
+        bad = bad & self.moving
+        if bad.any():
+            where, place = self._locate(bad)
+            msg = (
+                f"the KL divergence is infinite: guide and model have different diffusions, {place}: guide "
+                f"{_at(ours, where)}, model {_at(theirs, where)}. The two path measures are mutually singular; build "
+                "the guide as `prior.controlled(control)`, which shares the diffusion of the prior."
+            )
+            raise ValueError(msg)
+
+    def _check_support(self, rest: Tensor, size: Tensor) -> None:
+        with torch.no_grad():
+            if not rest.any():
+                return
+            bad = self.moving & (rest.abs() > _tolerance(rest) * size)
+            if bad.any():
+                where, place = self._locate(bad)
+                msg = (
+                    "the path is off the support of its law: where the diffusion is zero the increment must equal "
+                    f"drift times step, but {place} it is off by {_at(rest, where)}. Sample such paths from the law, "
+                    "or use PathNoiseReparam to infer them."
+                )
+                raise ValueError(msg)
+
+    def _expand(self, vector: Tensor) -> Tensor:
+        return vector.expand(torch.broadcast_shapes(vector.shape, self.state.shape))
+
+    def _locate(self, bad: Tensor) -> tuple[tuple[int, ...], str]:
+        where: tuple[int, ...] = tuple(int(i) for i in bad.nonzero()[0])
+        times = self.times[:-1].expand(*bad.shape[:-1], 1)
+        time = times[(*where[:-1], 0)].item()
+        series = f", series {list(where[1:-1])}" if len(where) > 2 else ""
+        return where, f"at dimension {where[-1]}, time {time:g}{series}"
+
+
+def _tolerance(value: Tensor) -> float:
+    """Relative tolerance of comparisons along a path."""
+    return 1e-8 if value.dtype == torch.float64 else 1e-4
+
+
+def _at(value: Tensor, where: tuple[int, ...]) -> str:
+    value = value[(None,) * (len(where) - value.dim())]
+    index = tuple(min(i, n - 1) for i, n in zip(where, value.shape, strict=True))  # size 1 broadcasts
+    return f"{value[index].item():.6g}"

@@ -1,0 +1,144 @@
+r"""Divergence of two path laws: closed form along a path, log-ratio, and when it is infinite.
+
+Three estimators of :math:`\mathrm{KL}(q \,\|\, p)` have the same mean under paths of q (for an SDE,
+:math:`\sigma u` is the difference of the drifts):
+
+* closed: :math:`\mathrm{KL}(q_0 \| p_0) + \tfrac12 \sum_k |u_k|^2 h_k` (`path_kl`);
+* full: :math:`\log q(z) - \log p(z)`, the closed one plus the martingale :math:`\sum_k u_k \cdot \Delta W_k`;
+* stl: the full one, whose gradient holds the parameters of :math:`\log q` fixed (`PathDistribution.score_parts` for one
+  site, `pyro_sde.infer.PathELBO` jointly for a guide).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from pyro.distributions import MaskedDistribution
+from torch import Tensor
+from torch.distributions import Independent, kl_divergence, register_kl
+
+from .base import PathDistribution
+
+__all__ = ["PathTerms", "SiteLaw", "path_kl", "path_terms", "site_law"]
+
+
+class PathTerms(NamedTuple):
+    """Terms of a bound at one path site, each with the batch shape of the path."""
+
+    log_q: Tensor
+    log_p: Tensor
+    kl: Tensor | None  # closed form; None unless asked for
+
+
+class SiteLaw(NamedTuple):
+    """The path law inside a site's distribution, and how the wrappers around it change a log-probability."""
+
+    law: PathDistribution
+    mask: Tensor | bool | None
+    reinterpreted: int  # batch dimensions turned into event dimensions by `.to_event`
+
+    def finish(self, term: Tensor) -> Tensor:
+        """Apply the wrappers to a per-batch term."""
+        if self.mask is not None:
+            mask = torch.as_tensor(self.mask, device=term.device)
+            term = torch.where(mask, term, torch.zeros_like(term))
+        return term.sum(tuple(range(-self.reinterpreted, 0))) if self.reinterpreted else term
+
+
+def site_law(fn: object) -> SiteLaw | None:
+    """Path law of a sample site, looking through `.mask(...)` and `.to_event(...)`; None for other sites."""
+    mask: Tensor | bool | None = None
+    reinterpreted = 0
+    while isinstance(fn, MaskedDistribution | Independent):
+        if isinstance(fn, MaskedDistribution):
+            mask = fn._mask
+        else:
+            if mask is not None:  # a mask outside `to_event` covers whole events
+                mask = torch.as_tensor(mask)[(..., *[None] * fn.reinterpreted_batch_ndims)]
+            reinterpreted += fn.reinterpreted_batch_ndims
+        fn = fn.base_dist
+    return SiteLaw(fn, mask, reinterpreted) if isinstance(fn, PathDistribution) else None
+
+
+def path_kl(q: PathDistribution, p: PathDistribution, path: Tensor) -> Tensor:
+    r"""Closed-form divergence of `q` from `p` along a path of `q`.
+
+    .. math:: \mathrm{KL}(q_0 \| p_0) + \sum_k \mathrm{KL}(q_k(\cdot \mid z_k) \,\|\, p_k(\cdot \mid z_k))
+
+    Its mean over paths of `q` is :math:`\mathrm{KL}(q \| p)`; for SDEs the k-th term is
+    :math:`\tfrac12 |u_k|^2 h_k`. The term of the initial laws is the registered closed form, or the log-ratio at the
+    first state. Unscaled and unmasked. Cost: one batched call of the coefficients of `q` and `p`.
+
+    Args:
+        q: law of the guide (first), from which `path` was drawn.
+        p: law of the model.
+        path: ``(..., T, D)``.
+
+    Returns:
+        Divergence with the batch shape of the path.
+
+    Raises:
+        ValueError: if the divergence is infinite (other diffusion, a difference of drifts outside the range of the
+            diffusion, singular initial laws) or the grids differ; the message names dimension, time and both values.
+        NotImplementedError: if the kernels of the two laws have no closed form together.
+
+    References:
+        Li et al. (2020), arXiv 2001.01328, eq. (10).
+    """
+    terms = path_terms(q, p, path, closed=True)
+    assert terms.kl is not None  # noqa: S101
+    return terms.kl
+
+
+def path_terms(q: PathDistribution, p: PathDistribution, path: Tensor, *, closed: bool) -> PathTerms:
+    """Log-densities of a path of `q` under both laws and, if `closed`, the divergence, with every check of `path_kl`.
+
+    Drift, diffusion and control of each law are evaluated once for all terms.
+    """
+    if q.event_shape[-1] != p.event_shape[-1]:
+        msg = f"guide and model have states of different dimension: {q.event_shape[-1]} and {p.event_shape[-1]}."
+        raise ValueError(msg)
+    q.check_same_grid(p)
+    q_kernels, p_kernels = q.kernels(path), p.kernels(path)
+    first = path[..., 0, :]
+    if closed:
+        divergence = _initial_kl(q, p, first) + q_kernels.kl(p_kernels).sum(0)
+        zero = divergence.new_zeros(())
+        return PathTerms(zero, zero, divergence)
+    q_kernels.check_absolutely_continuous(p_kernels)
+    log_q0, log_p0 = q.initial.log_prob(first), p.initial.log_prob(first)
+    _check_initial_ratio(log_q0 - log_p0)
+    return PathTerms(log_q0 + q_kernels.log_prob().sum(0), log_p0 + p_kernels.log_prob().sum(0), None)
+
+
+def _initial_kl(q: PathDistribution, p: PathDistribution, first: Tensor) -> Tensor:
+    try:
+        divergence = kl_divergence(q.initial, p.initial)
+    except NotImplementedError:
+        divergence = q.initial.log_prob(first) - p.initial.log_prob(first)
+    _check_initial_ratio(divergence)
+    return divergence
+
+
+def _check_initial_ratio(value: Tensor) -> None:
+    with torch.no_grad():
+        bad = ~torch.isfinite(value)
+        if bad.any():
+            where = bad.nonzero()[0].tolist()
+            series = f" in series {where}" if where else ""
+            msg = (
+                f"the KL divergence of the initial laws is not finite{series}: {value[tuple(where)].item()}. A law "
+                "with point mass (Delta) needs the same point on both sides; otherwise give both initial laws "
+                "positive, finite scales."
+            )
+            raise ValueError(msg)
+
+
+@register_kl(PathDistribution, PathDistribution)
+def _kl_path_path(q: PathDistribution, p: PathDistribution) -> Tensor:
+    """Closed form along the path that `q` sampled, so that `TraceMeanField_ELBO` estimates the divergence by it."""
+    path = q.last_sample()
+    if path is None:  # none, or one law object at two sites: Pyro falls back to the log-ratio
+        raise NotImplementedError
+    return path_kl(q, p, path)

@@ -1,0 +1,17 @@
+"""How an SDE is stepped.
+
+Lives here: solvers (one step each) and the loops that run them on a grid with given noise.
+Does not live here: coefficients (`sde`), grids (`ops`), densities and sampling (`distributions`).
+
+To add one: (1) subclass `Solver` in `fixed.py` with its `step` and `strong_order`, (2) docstring with cost, order, when
+to prefer it and the equation in its paper, (3) its name in `__all__`, (4) its row in the order test of `tests/solvers`.
+
+Papers: Kloeden and Platen (1992), Numerical Solution of Stochastic Differential Equations.
+"""
+
+from .base import Solver as Solver
+from .fixed import EulerMaruyama as EulerMaruyama
+from .fixed import brownian_increments as brownian_increments
+from .fixed import integrate as integrate
+
+__all__ = ["EulerMaruyama", "Solver", "brownian_increments", "integrate"]
