@@ -1,0 +1,253 @@
+r"""Evidence lower bounds for models with path sites."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.infer import JitTrace_ELBO, Trace_ELBO
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.trace_struct import Trace
+from pyro.util import check_if_enumerated, check_site_shape
+from torch import Tensor
+
+from ..distributions.kl import SiteLaw, path_terms, site_law
+from .coverage import uncovered_parameters
+from .traces import CutValues, TracePair, sampled_traces
+
+__all__ = ["JitPathELBO", "PathELBO"]
+
+_KL = ("stl", "closed", "full")
+
+
+class PathELBO(Trace_ELBO):
+    r"""Evidence lower bound with three estimators of the divergence of path sites.
+
+    .. math:: \mathcal{L} = E_q\big[\log p(y \mid z)\big] - \beta\, \mathrm{KL}(q \,\|\, p)
+
+    The same model and guide serve every choice of `kl`, and every choice has the same mean:
+
+    * "stl" (default): Monte-Carlo log-ratio; sticking the landing jointly over all reparameterised sites of the guide.
+      Gradients have zero variance where the guide is the exact posterior of the discretised model.
+    * "closed": for path sites :math:`\tfrac12 \sum_k |u_k|^2 h_k` and the closed-form divergence of the initial laws.
+      Lower variance than "full" far from the posterior, more near it; its value is noisy at the optimum.
+    * "full": Monte-Carlo log-ratio with its full gradient.
+
+    An infinite divergence (other diffusion, difference of drifts outside the range of the diffusion, other grid,
+    singular initial laws) raises in all three, in the loss and in its gradients. Cost over `Trace_ELBO`: drift and
+    diffusion of model and guide are evaluated once each; "stl" adds one backward pass of :math:`\log q` with respect to
+    the values.
+
+    Args:
+        kl: "stl", "closed" or "full".
+        kl_weight: :math:`\beta \ge 0` on all path sites, the same as ``poutine.scale`` on both model and guide; 1 is a
+            bound.
+        **options: of `Trace_ELBO`, such as `num_particles` and `vectorize_particles`.
+
+    Raises:
+        ValueError: at construction if `kl` or `kl_weight` is not as described; at use if the divergence of a site is
+            infinite, a path site has no counterpart, or a site over-counts (dims of a path re-used as plates).
+
+    References:
+        Roeder, Wu, Duvenaud (2017), arXiv 1703.09194; Xu et al. (2022), arXiv 2102.06559, section 4;
+        Li et al. (2020), arXiv 2001.01328, eq. (10).
+    """
+
+    def __init__(self, kl: str = "stl", kl_weight: float = 1.0, **options: Any) -> None:  # noqa: ANN401
+        if kl not in _KL:
+            msg = f"`kl` must be one of {_KL}, received {kl!r}."
+            raise ValueError(msg)
+        if not kl_weight >= 0:
+            msg = f"`kl_weight` must be a number >= 0, received {kl_weight!r}."
+            raise ValueError(msg)
+        super().__init__(**options)
+        self.kl = kl
+        self.kl_weight = kl_weight
+        self._coverage_checked = False
+
+    def _get_trace(
+        self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
+    ) -> tuple[Trace, Trace]:
+        """Traces with log-probabilities and score parts as this estimator wants them."""
+        pair, cuts = sampled_traces(model, guide, args, kwargs, self.max_plate_nesting)
+        if not self._coverage_checked:
+            self._coverage_checked = True
+            _warn_uncovered(pair, model, guide)
+        paths = _path_sites(pair)
+        for name, (q, p) in paths.items():
+            self._score_path(pair, name, q, p)
+        pair.model.compute_log_prob()
+        pair.guide.compute_score_parts()
+        if is_validation_enabled():
+            check_if_enumerated(pair.guide)
+        for site in (*pair.model.nodes.values(), *pair.guide.nodes.values()):
+            if site["type"] == "sample":
+                if is_validation_enabled():
+                    check_site_shape(site, self.max_plate_nesting)  # type: ignore[arg-type]
+                _check_no_overcount(site, self.max_plate_nesting)
+                _check_finite(site)
+        if self.kl == "stl" and torch.is_grad_enabled():
+            _stick_the_landing(pair.guide, cuts)
+        return pair.model, pair.guide
+
+    def _score_path(self, pair: TracePair, name: str, q: SiteLaw | None, p: SiteLaw | None) -> None:
+        """Fill in the terms of one path site, computing the coefficients of guide and model once each."""
+        model_site: Any = pair.model.nodes[name]
+        guide_site: Any = pair.guide.nodes[name]
+        if q is None or p is None:
+            if self.kl == "closed" or self.kl_weight != 1:
+                side = "guide" if q is None else "model"
+                msg = (
+                    f"site '{name}' is a path on one side only (the {side} has another distribution), where "
+                    'kl="closed" and `kl_weight` are not defined. Use kl="stl" or "full" with kl_weight=1, or a path '
+                    "law on both sides."
+                )
+                raise ValueError(msg)
+            return  # densities only, by Pyro
+        for site in (model_site, guide_site):
+            site["scale"] = site["scale"] * self.kl_weight
+        try:
+            terms = path_terms(q.law, p.law, guide_site["value"], closed=self.kl == "closed")
+        except ValueError as error:
+            msg = f"site '{name}': {error}"
+            raise ValueError(msg) from error
+        except NotImplementedError as error:
+            msg = (
+                f"site '{name}': kl=\"closed\" needs kernels with a closed-form divergence, which "
+                f'{type(q.law).__name__} and {type(p.law).__name__} do not have. Use kl="stl" or kl="full".'
+            )
+            raise ValueError(msg) from error
+        if terms.kl is None:
+            log_p, log_q = p.finish(terms.log_p), q.finish(terms.log_q)
+        else:
+            log_p, log_q = q.finish(-terms.kl), q.finish(torch.zeros_like(terms.kl))
+        score: Any = 0
+        if not q.law.has_rsample:
+            score = log_q if terms.kl is None else q.finish(q.law.log_prob(guide_site["value"]))
+        entropy: Any = 0 if not q.law.has_rsample or terms.kl is not None else log_q
+        _fill_model(model_site, log_p)
+        _fill_guide(guide_site, ScoreParts(log_q, score, entropy))
+
+
+class JitPathELBO(JitTrace_ELBO, PathELBO):
+    """`PathELBO` compiled by ``torch.jit.trace``, under the conditions of `pyro.infer.JitTrace_ELBO`.
+
+    The checks of `PathELBO` on values run while the first call is traced, and not afterwards.
+    """
+
+
+def _path_sites(pair: TracePair) -> dict[str, tuple[SiteLaw | None, SiteLaw | None]]:
+    """Latent sites that are paths in guide or model, with their laws on both sides.
+
+    Raises:
+        ValueError: if a path site is on one side only.
+    """
+    sites: dict[str, tuple[SiteLaw | None, SiteLaw | None]] = {}
+    for name, site in pair.guide.nodes.items():
+        law = site_law(site["fn"]) if site["type"] == "sample" else None
+        if law is None:
+            continue
+        if name not in pair.model.nodes:
+            kind = "an auxiliary path" if (site["infer"] or {}).get("is_auxiliary") else "a path"
+            msg = (
+                f"site '{name}' is {kind} of the guide that the model does not have, so the KL divergence is "
+                f"infinite: log q('{name}') has nothing to be compared with and the loss would not be a bound. Add a "
+                f"reverse model r('{name}' | other sites) to the model as a path site of the same name."
+            )
+            raise ValueError(msg)
+        sites[name] = (law, site_law(pair.model.nodes[name]["fn"]))
+    for name, site in pair.model.nodes.items():
+        law = site_law(site["fn"]) if site["type"] == "sample" and not site["is_observed"] else None
+        if law is not None and name in pair.guide.nodes:
+            sites.setdefault(name, (None, law))
+        elif law is not None:
+            msg = (
+                f"site '{name}' is a latent path of the model that the guide does not have. Sample it in the guide, "
+                "for example from SDEPath(prior.controlled(control), ...), or condition the model on it."
+            )
+            raise ValueError(msg)
+    return sites
+
+
+def _fill_model(site: Any, log_prob: Tensor) -> None:  # noqa: ANN401
+    site["unscaled_log_prob"] = log_prob
+    site["log_prob"] = scale_and_mask(log_prob, site["scale"], site["mask"])
+    site["log_prob_sum"] = site["log_prob"].sum()
+
+
+def _fill_guide(site: Any, parts: ScoreParts) -> None:  # noqa: ANN401
+    _fill_model(site, parts.log_prob)
+    site["score_parts"] = parts.scale_and_mask(site["scale"], site["mask"])
+
+
+def _stick_the_landing(guide_trace: Trace, cuts: CutValues) -> None:
+    r"""Give every entropy term the gradient of :math:`\log q_{\bar\phi}(z_\phi)`, jointly over all sites.
+
+    With :math:`g_i = \partial_{z_i} \sum_j \log q_j` at fixed parameters, the entropy term of site i becomes
+    :math:`\log q_i + g_i \cdot (z_i - \bar z_i)`: its value is unchanged and its gradient is :math:`g_i\,dz_i/d\phi`.
+    Scales and masks of the sites are in :math:`\log q_j` already.
+    """
+    names = [name for name in cuts.values if name in guide_trace.nodes]
+    joint = [site["log_prob"].sum() for site in _reparameterised(guide_trace)]
+    total = sum(joint, start=torch.zeros(()))
+    if not names or not total.requires_grad:
+        return
+    values = [cuts.values[name] for name in names]
+    with cuts.cut():
+        gradients = torch.autograd.grad(total, values, retain_graph=True, allow_unused=True)
+    for name, value, gradient in zip(names, values, gradients, strict=True):
+        site = guide_trace.nodes[name]
+        entropy = site["log_prob"].detach().sum()
+        if gradient is not None:
+            entropy = entropy + (gradient * (value - value.detach())).sum()
+        parts = site["score_parts"]
+        site["score_parts"] = ScoreParts(parts.log_prob, parts.score_function, entropy)
+
+
+def _reparameterised(guide_trace: Trace) -> list[Any]:
+    return [
+        site
+        for site in guide_trace.nodes.values()
+        if site["type"] == "sample" and is_identically_zero(site["score_parts"].score_function)
+    ]
+
+
+def _check_finite(site: Any) -> None:  # noqa: ANN401 (a Pyro message)
+    """NaN and infinite terms are explained, not propagated."""
+    total = site["log_prob_sum"]
+    if isinstance(total, Tensor) and not bool(torch.isfinite(total.detach())):
+        msg = (
+            f"site '{site['name']}': log_prob is {float(total)}. If values are missing (NaN), mask them in the "
+            "likelihood; if a scale or rate can reach 0 or infinity, bound it; if a path has grown without limit, use "
+            "a smaller max_step, learning rate or initial scale of the networks."
+        )
+        raise ValueError(msg)
+
+
+def _check_no_overcount(site: Any, max_plate_nesting: float) -> None:  # noqa: ANN401
+    """Every dimension of a log-probability must be a plate; Pyro ignores those left of the plates."""
+    sizes = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
+    shape = getattr(site["log_prob"], "shape", ())
+    for dim in range(-len(shape), -int(max_plate_nesting) if max_plate_nesting < len(shape) else 0):
+        if shape[dim] != 1 and dim not in sizes:
+            msg = (
+                f"site '{site['name']}' has log_prob of shape {tuple(shape)}, whose dimension {dim} is no plate, so "
+                "its terms are counted several times. Time and state dimensions of a path must not be used as "
+                "plates: declare them as event dimensions of the likelihood with .to_event(2)."
+            )
+            raise ValueError(msg)
+
+
+def _warn_uncovered(pair: TracePair, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
+    for name, count in uncovered_parameters(pair, model, guide).items():
+        warnings.warn(
+            f"the SDE of site '{name}' has {count} trainable parameters that no param site covers, so SVI will not "
+            "train them. Register their module with pyro.module(name, module) in the model or guide, or silence "
+            "this warning with requires_grad_(False).",
+            UserWarning,
+            stacklevel=4,
+        )
