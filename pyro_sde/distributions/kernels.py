@@ -164,11 +164,10 @@ class EulerKernels(TransitionKernels):
         return vector.expand(torch.broadcast_shapes(vector.shape, self.state.shape))
 
     def _locate(self, bad: Tensor) -> tuple[tuple[int, ...], str]:
-        where: tuple[int, ...] = tuple(int(i) for i in bad.nonzero()[0])
-        times = self.times[:-1].expand(*bad.shape[:-1], 1)
-        time = times[(*where[:-1], 0)].item()
-        series = f", series {list(where[1:-1])}" if len(where) > 2 else ""
-        return where, f"at dimension {where[-1]}, time {time:g}{series}"
+        step, *series, dimension = bad.nonzero()[0].tolist()
+        time = self.times[:-1].expand(*bad.shape[:-1], 1)[(step, *series)].item()
+        text = f"at dimension {dimension}, time {time:g}" + (f", series {series}" if series else "")
+        return (step, *series, dimension), text
 
 
 def _tolerance(value: Tensor) -> float:
