@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..distributions.kl import SiteLaw, path_terms, site_law
 from .coverage import uncovered_parameters
-from .traces import CutValues, TracePair, sampled_traces
+from .traces import CutValues, TracePair, matched_traces, sampled_traces
 
 __all__ = ["JitPathELBO", "PathELBO"]
 
@@ -73,11 +73,12 @@ class PathELBO(Trace_ELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
     ) -> tuple[Trace, Trace]:
         """Traces with log-probabilities and score parts as this estimator wants them."""
-        pair, cuts = sampled_traces(model, guide, args, kwargs, self.max_plate_nesting)
+        pair, cuts = sampled_traces(model, guide, args, kwargs)
         if not self._coverage_checked:
             self._coverage_checked = True
             _warn_uncovered(pair, model, guide)
         paths = _path_sites(pair)
+        pair = matched_traces(pair, self.max_plate_nesting)
         for name, (q, p) in paths.items():
             self._score_path(pair, name, q, p)
         pair.model.compute_log_prob()
@@ -111,10 +112,7 @@ class PathELBO(Trace_ELBO):
         for site in (model_site, guide_site):
             site["scale"] = site["scale"] * self.kl_weight
         try:
-            terms = path_terms(q.law, p.law, guide_site["value"], closed=self.kl == "closed")
-        except ValueError as error:
-            msg = f"site '{name}': {error}"
-            raise ValueError(msg) from error
+            terms = _named(name, path_terms, q.law, p.law, guide_site["value"], closed=self.kl == "closed")
         except NotImplementedError as error:
             msg = (
                 f"site '{name}': kl=\"closed\" needs kernels with a closed-form divergence, which "
@@ -163,7 +161,9 @@ def _path_sites(pair: TracePair) -> dict[str, tuple[SiteLaw | None, SiteLaw | No
     for name, site in pair.model.nodes.items():
         law = site_law(site["fn"]) if site["type"] == "sample" and not site["is_observed"] else None
         if law is not None and name in pair.guide.nodes:
-            sites.setdefault(name, (None, law))
+            q, _ = sites.setdefault(name, (None, law))
+            if q is not None:
+                _named(name, q.law.check_same_grid, law.law)
         elif law is not None:
             msg = (
                 f"site '{name}' is a latent path of the model that the guide does not have. Sample it in the guide, "
@@ -171,6 +171,15 @@ def _path_sites(pair: TracePair) -> dict[str, tuple[SiteLaw | None, SiteLaw | No
             )
             raise ValueError(msg)
     return sites
+
+
+def _named(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    """Call a function and name the site in its errors."""
+    try:
+        return function(*args, **kwargs)
+    except ValueError as error:
+        msg = f"site '{name}': {error}"
+        raise ValueError(msg) from error
 
 
 def _fill_model(site: Any, log_prob: Tensor) -> None:  # noqa: ANN401

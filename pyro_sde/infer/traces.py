@@ -20,7 +20,7 @@ from torch.distributions import TransformedDistribution
 
 from ..distributions.base import PathDistribution
 
-__all__ = ["CutValues", "PathNames", "TracePair", "sampled_traces"]
+__all__ = ["CutValues", "PathNames", "TracePair", "matched_traces", "sampled_traces"]
 
 
 class TracePair(NamedTuple):
@@ -39,6 +39,15 @@ class PathNames(Messenger):
             msg["fn"] = fn.named(str(msg["name"]))
 
 
+class _Gate:
+    """Lets a gradient through unless closed."""
+
+    closed = False
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        return torch.zeros_like(gradient) if self.closed else gradient
+
+
 class CutValues(Messenger):
     r"""Replaces every reparameterised guide value by an identity of itself that can be cut in the backward pass.
 
@@ -54,7 +63,7 @@ class CutValues(Messenger):
     def __init__(self) -> None:
         super().__init__()
         self.values: dict[str, Tensor] = {}
-        self._is_cut = False
+        self._gate = _Gate()
 
     def _pyro_post_sample(self, msg: Message) -> None:
         value = msg["value"]
@@ -63,26 +72,23 @@ class CutValues(Messenger):
         if not getattr(msg["fn"], "has_rsample", False) or _is_learned_flow(msg["fn"]):
             return
         through = value.view_as(value)
-        through.register_hook(self._gate)
+        through.register_hook(self._gate)  # a hook that knew `self.values` would be a cycle that no one collects
         cut = through.view_as(through)
         self.values[str(msg["name"])] = cut
         msg["value"] = cut
 
-    def _gate(self, gradient: Tensor) -> Tensor:
-        return torch.zeros_like(gradient) if self._is_cut else gradient
-
     @contextmanager
     def cut(self) -> Any:  # noqa: ANN401 (a context manager)
         """While open, no gradient flows from a value into the sampling that made it."""
-        self._is_cut = True
+        self._gate.closed = True
         try:
             yield
         finally:
-            self._is_cut = False
+            self._gate.closed = False
 
 
 def sampled_traces(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict, max_plate_nesting: float
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
 ) -> tuple[TracePair, CutValues]:
     """Run guide and model once, as `pyro.infer.enum.get_importance_trace` does, without any log-probability."""
     cuts = CutValues()
@@ -91,16 +97,18 @@ def sampled_traces(
     with cuts, PathNames():
         if isinstance(unwrapped, Messenger):
             guide(*args, **kwargs)
-            model_trace, guide_trace = unwrapped.get_traces()  # type: ignore[attr-defined]
-        else:
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            model_trace = None
-    if model_trace is None:
-        with PathNames():
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+            return TracePair(*unwrapped.get_traces()), cuts  # type: ignore[attr-defined]
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    with PathNames():
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    return TracePair(model_trace, guide_trace), cuts
+
+
+def matched_traces(pair: TracePair, max_plate_nesting: float) -> TracePair:
+    """The pair without subsampling sites, after Pyro's check that model and guide match."""
     if is_validation_enabled():
-        check_model_guide_match(model_trace, guide_trace, max_plate_nesting)
-    return TracePair(prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)), cuts
+        check_model_guide_match(pair.model, pair.guide, max_plate_nesting)
+    return TracePair(prune_subsample_sites(pair.model), prune_subsample_sites(pair.guide))
 
 
 def _is_learned_flow(fn: object) -> bool:
