@@ -1,0 +1,81 @@
+# pyro_sde: everything a contributor runs. `make` prints this list.
+#
+# PYTHON       the interpreter that `.venv` is made with (3.11 or newer for the pinned versions below)
+# CONSTRAINTS  the pinned versions; `make venv CONSTRAINTS=/dev/null` takes the newest ones instead
+# WORKERS      test processes
+
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint $(CONSTRAINTS)
+RUN_STAMP := $(VENV)/.stamp-run
+DEV_STAMP := $(VENV)/.stamp-dev
+# The development environment contains the one the quickstart needs.
+QUICK_STAMP := $(if $(wildcard $(DEV_STAMP)),$(DEV_STAMP),$(RUN_STAMP))
+# The last value of -m wins over the one in pyproject.toml.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help venv quickstart test test-all pytest lint format types docs bench clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+venv: $(DEV_STAMP)  ## set up .venv with everything a contributor needs
+
+# torch goes first: a build for this machine that pip prefers, or one you installed, is then kept by what follows.
+$(RUN_STAMP): pyproject.toml $(CONSTRAINTS)
+	@echo "==> setting up $(VENV) to run pyro_sde (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) --editable ".[plots]"
+	@touch $@
+
+$(DEV_STAMP): pyproject.toml $(CONSTRAINTS)
+	@echo "==> setting up $(VENV) with test, docs and lint tools (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) --editable ".[test,docs,plots,dev]"
+	@touch $@
+
+quickstart: $(QUICK_STAMP)  ## train a latent SDE on real data; writes quickstart.png and quickstart.nc
+	@$(BIN)/python -m pyro_sde quickstart
+
+lint: $(DEV_STAMP)  ## ruff: rules and format
+	@echo "==> ruff check"
+	@$(BIN)/ruff check .
+	@echo "==> ruff format --check"
+	@$(BIN)/ruff format --check .
+
+types: $(DEV_STAMP)  ## pyright on the package
+	@echo "==> pyright"
+	@$(BIN)/pyright
+
+docs: $(DEV_STAMP)  ## build the documentation into site/; a dead link is a failure
+	@echo "==> mkdocs build --strict"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+pytest: $(DEV_STAMP)
+	@echo "==> pytest"
+	@$(PYTEST)
+
+test: lint types docs pytest  ## lint, types, docs, then the tests (with doctests and the architecture test)
+
+test-all: lint types docs  ## the same with the slow tests
+	@echo "==> pytest, slow tests included"
+	@$(PYTEST) -m "not bench"
+
+bench: $(DEV_STAMP)  ## measure speed; 1 thread
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pyro_sde bench
+
+format: $(DEV_STAMP)  ## let ruff fix what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove caches and builds, keep .venv
+	rm -rf site build dist .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

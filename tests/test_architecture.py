@@ -1,0 +1,500 @@
+"""The house rules that a reader can rely on, checked on the source itself.
+
+Every test collects all offenders and names them with file and line, so that one run shows all there is to
+mend. The rules and their reasons stand in CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "pyro_sde"
+
+# A room may import from rooms on lower floors only. Rooms on one floor do not know each other.
+FLOORS = {
+    "ops": 0,
+    "nn": 1,
+    "sde": 2,
+    "solvers": 3,
+    "distributions": 4,
+    "priors": 5,
+    "guides": 5,
+    "infer": 6,
+    "data": 7,
+    "diagnostics": 7,
+    "models": 8,
+    "testing": 9,
+    "cli": 10,
+}
+ROOF = 11  # the facade pyro_sde/__init__.py and pyro_sde/__main__.py: nothing imports them
+
+# These packages are slow to import or optional: one file each knows them.
+ONLY_IMPORTER = {
+    "arviz": "pyro_sde/diagnostics/arviz.py",
+    "matplotlib": "pyro_sde/diagnostics/plots.py",
+    "torchsde": "pyro_sde/solvers/adaptive.py",
+}
+LOADED_ON_REQUEST = ("arviz", "matplotlib")
+
+MAX_MODULE_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_PARAMETERS = 8
+MAX_IMPORT_SECONDS = 0.2
+NAMELESS = {"utils", "util", "misc", "helpers", "helper", "common"}
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class Import(NamedTuple):
+    """One imported module, as an absolute dotted name."""
+
+    name: str
+    line: int
+    late: bool  # inside a function: runs at call time
+
+
+class Module(NamedTuple):
+    """A source file of the package with its syntax tree."""
+
+    name: str
+    path: Path
+    source: str
+    tree: ast.Module
+
+    @property
+    def where(self) -> str:
+        return self.path.relative_to(ROOT).as_posix()
+
+    @property
+    def is_package(self) -> bool:
+        return self.path.name == "__init__.py"
+
+    @property
+    def room(self) -> str:
+        """`ops` for pyro_sde.ops.grid, `cli` for pyro_sde.cli, and an empty name for the roof."""
+        parts = self.name.split(".")[1:]
+        return parts[0] if parts and parts != ["__main__"] else ""
+
+
+@cache
+def modules() -> dict[str, Module]:
+    """All modules of the package by dotted name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        source = path.read_text(encoding="utf-8")
+        found[name] = Module(name, path, source, ast.parse(source, filename=str(path)))
+    return found
+
+
+def imports(module: Module) -> Iterator[Import]:
+    """Everything that a module imports, relative names resolved, `from room import module` followed."""
+    parts = module.name.split(".")
+    package = parts if module.is_package else parts[:-1]
+    late = {
+        id(node)
+        for function in ast.walk(module.tree)
+        if isinstance(function, FunctionNode)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, node.lineno, id(node) in late)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            target = ".".join([*base, *(node.module.split(".") if node.module else [])])
+            for alias in node.names:
+                inner = f"{target}.{alias.name}"
+                yield Import(inner if inner in modules() else target, node.lineno, id(node) in late)
+
+
+def own_imports(module: Module) -> Iterator[Import]:
+    """The imports of `module` that lie in this package."""
+    return (item for item in imports(module) if item.name.split(".")[0] == "pyro_sde")
+
+
+def functions(module: Module) -> Iterator[tuple[FunctionNode, str, bool]]:
+    """All functions as (node, qualified name, public); nested functions are not public."""
+
+    def walk(node: ast.AST, prefix: str, public: bool) -> Iterator[tuple[FunctionNode, str, bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, FunctionNode):
+                dunder = child.name.startswith("__") and child.name.endswith("__")
+                shown = public and (dunder or not child.name.startswith("_"))
+                yield child, prefix + child.name, shown
+                yield from walk(child, f"{prefix}{child.name}.", False)
+            elif isinstance(child, ast.ClassDef):
+                yield from walk(child, f"{prefix}{child.name}.", public and not child.name.startswith("_"))
+            else:
+                yield from walk(child, prefix, public)
+
+    return walk(module.tree, "", True)
+
+
+def parameters(function: FunctionNode) -> list[ast.arg]:
+    """The parameters a caller sees: without self and cls; `*args` and `**kwargs` count as one each."""
+    a = function.args
+    listed = [*a.posonlyargs, *a.args, *a.kwonlyargs, *(x for x in (a.vararg, a.kwarg) if x is not None)]
+    return [p for i, p in enumerate(listed) if not (i == 0 and p.arg in ("self", "cls"))]
+
+
+def decorators(node: FunctionNode) -> set[str]:
+    """The last names of the decorators: `overload` for `@typing.overload`."""
+    return {ast.unparse(d).split("(")[0].split(".")[-1] for d in node.decorator_list}
+
+
+def floor(module: Module) -> int:
+    return FLOORS.get(module.room, ROOF)
+
+
+def no_offenders(offenders: list[str], rule: str) -> None:
+    """Fail with the rule and the full list of the places that break it."""
+    if offenders:
+        pytest.fail(f"{rule}\n  " + "\n  ".join(sorted(offenders)), pytrace=False)
+
+
+def run_python(code: str) -> str:
+    """Run `code` in a fresh interpreter and return what it printed."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        pytest.fail(f"a fresh interpreter failed:\n{done.stderr}", pytrace=False)
+    return done.stdout
+
+
+# --- floors -----------------------------------------------------------------------------
+
+
+def test_every_room_stands_on_a_floor():
+    offenders = [m.where for m in modules().values() if m.room and m.room not in FLOORS]
+    no_offenders(offenders, "these files are in no room of FLOORS; give the room a floor and a plate:")
+
+
+def test_imports_go_downwards_only():
+    offenders = []
+    for module in modules().values():
+        for item in own_imports(module):
+            target = modules().get(item.name)
+            if target is None:
+                offenders.append(f"{module.where}:{item.line} imports {item.name}, which does not exist")
+            elif target.room == module.room and module.room:
+                continue
+            elif floor(target) >= floor(module) and not (module.room == "" and target.room == ""):
+                here, there = floor(module), floor(target)
+                offenders.append(f"{module.where}:{item.line} (floor {here}) imports {item.name} (floor {there})")
+    no_offenders(offenders, "a module imports from lower floors only:")
+
+
+def test_no_module_imports_its_own_facade():
+    offenders = [
+        f"{module.where}:{item.line} imports {item.name}; import from the file that defines the name"
+        for module in modules().values()
+        for item in own_imports(module)
+        if module.room and not module.is_package and item.name in ("pyro_sde", f"pyro_sde.{module.room}")
+    ]
+    no_offenders(offenders, "a facade collects names for users, its own room imports files:")
+
+
+def test_no_import_cycles():
+    edges = {m.name: {i.name for i in own_imports(m)} & modules().keys() - {m.name} for m in modules().values()}
+    done: set[str] = set()
+    offenders = []
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        if name in trail:
+            offenders.append(" -> ".join([*trail[trail.index(name) :], name]))
+        elif name not in done:
+            for target in sorted(edges[name]):
+                visit(target, (*trail, name))
+            done.add(name)
+
+    for name in edges:
+        visit(name, ())
+    no_offenders(offenders, "modules import each other in a circle:")
+
+
+def test_no_late_imports_of_our_own():
+    offenders = [
+        f"{module.where}:{item.line} imports {item.name} inside a function"
+        for module in modules().values()
+        for item in own_imports(module)
+        if item.late
+    ]
+    offenders += [
+        f"{module.where}:{node.lineno} calls import_module"
+        for module in modules().values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith(("import_module", "__import__"))
+        and "pyro_sde" in ast.unparse(node)
+    ]
+    no_offenders(offenders, "imports of our own code stand at the top of the file:")
+
+
+@pytest.mark.parametrize("package", ONLY_IMPORTER)
+def test_one_file_knows_each_heavy_package(package):
+    offenders = [
+        f"{module.where}:{item.line}"
+        for module in modules().values()
+        for item in imports(module)
+        if item.name.split(".")[0] == package and module.where != ONLY_IMPORTER[package]
+    ]
+    no_offenders(offenders, f"only {ONLY_IMPORTER[package]} may import {package}:")
+
+
+# --- what importing does ----------------------------------------------------------------
+
+
+def test_import_loads_no_heavy_package():
+    loaded = json.loads(run_python("import sys, json, pyro_sde; print(json.dumps(sorted(sys.modules)))"))
+    offenders = [name for name in LOADED_ON_REQUEST if name in loaded]
+    no_offenders(offenders, "`import pyro_sde` loaded packages that it must load on request only:")
+
+
+def test_import_leaves_global_state_alone():
+    names = sorted(name for name in modules() if not name.endswith("__main__"))
+    code = f"""
+import importlib, json, logging, random, sys, warnings
+import numpy, torch, torchsde, pyro
+
+def state():
+    return {{
+        "torch default dtype": str(torch.get_default_dtype()),
+        "torch random state": hash(bytes(torch.get_rng_state().tolist())),
+        "torch threads": torch.get_num_threads(),
+        "torch grad enabled": torch.is_grad_enabled(),
+        "torch deterministic": torch.are_deterministic_algorithms_enabled(),
+        "distribution validation": torch.distributions.Distribution._validate_args,
+        "numpy random state": hash(numpy.random.get_state()[1].tobytes()),
+        "python random state": hash(random.getstate()),
+        "pyro settings": pyro.settings.get(),
+        "pyro parameters": sorted(pyro.get_param_store().keys()),
+        "warnings filters": [str(f) for f in warnings.filters],
+        "log handlers": [str(h) for h in logging.getLogger().handlers],
+        "log level": logging.getLogger().level,
+        "excepthook": sys.excepthook is sys.__excepthook__,
+    }}
+
+before = state()
+for name in {names!r}:
+    importlib.import_module(name)
+after = state()
+print(json.dumps([f"{{k}}: {{before[k]}} -> {{after[k]}}" for k in before if before[k] != after[k]]))
+"""
+    no_offenders(json.loads(run_python(code)), "importing the package changed global state:")
+
+
+def test_import_adds_little_to_import_pyro():
+    code = "import time, pyro; start = time.process_time(); import pyro_sde; print(time.process_time() - start)"
+    run_python(code)  # writes the byte code
+    medians = []
+    for _ in range(3):  # CPU time, but the machine may be busy: one quiet round is enough
+        medians.append(statistics.median(float(run_python(code)) for _ in range(3)))
+        if medians[-1] < MAX_IMPORT_SECONDS:
+            return
+    pytest.fail(
+        f"`import pyro_sde` takes {min(medians):.2f} s of CPU time after `import pyro`, the limit is "
+        f"{MAX_IMPORT_SECONDS} s; see `python -X importtime -c 'import pyro_sde'`",
+        pytrace=False,
+    )
+
+
+def test_version_is_the_one_of_the_distribution():
+    package = importlib.import_module("pyro_sde")
+    assert package.__version__ == version("pyro_sde")
+
+
+# --- names ------------------------------------------------------------------------------
+
+
+def listed(module: Module) -> list[str] | None:
+    """The literal value of `__all__`, or None."""
+    for node in module.tree.body:
+        if isinstance(node, ast.Assign) and any(ast.unparse(t) == "__all__" for t in node.targets):
+            return list(ast.literal_eval(node.value))
+    return None
+
+
+def test_every_module_has_a_sorted_all_of_existing_names():
+    offenders = []
+    for module in modules().values():
+        if module.name == "pyro_sde.__main__":
+            continue
+        names = listed(module)
+        if names is None:
+            offenders.append(f"{module.where} has no `__all__`")
+            continue
+        if names != sorted(names):
+            offenders.append(f"{module.where} has an unsorted `__all__`; sorted: {sorted(names)}")
+        if len(names) != len(set(names)):
+            offenders.append(f"{module.where} lists a name twice in `__all__`")
+        loaded = importlib.import_module(module.name)
+        offenders += [f"{module.where} lists {n!r}, which does not exist" for n in names if not hasattr(loaded, n)]
+    no_offenders(offenders, "`__all__` says what a module offers:")
+
+
+def test_every_public_definition_is_in_all():
+    offenders = [
+        f"{module.where}:{node.lineno} defines {node.name}; list it or give it a leading underscore"
+        for module in modules().values()
+        for node in module.tree.body
+        if isinstance(node, FunctionNode | ast.ClassDef)
+        and not node.name.startswith("_")
+        and node.name not in (listed(module) or [])
+        and module.name != "pyro_sde.__main__"
+    ]
+    no_offenders(offenders, "a public definition is offered in `__all__`:")
+
+
+def test_no_nameless_modules():
+    offenders = [m.where for m in modules().values() if NAMELESS & set(m.path.with_suffix("").parts[-2:])]
+    no_offenders(offenders, "a module is a noun; if it has no room, the room is missing:")
+
+
+def test_every_module_has_its_test_file():
+    offenders = []
+    for module in modules().values():
+        if module.is_package or module.path.name.startswith("_"):  # private ones are tested by their users
+            continue
+        inside = module.path.relative_to(PACKAGE)
+        expected = ROOT / "tests" / inside.parent / f"test_{inside.name}"
+        if not expected.exists():
+            offenders.append(f"{module.where} has no {expected.relative_to(ROOT).as_posix()}")
+    no_offenders(offenders, "tests/<room>/test_<module>.py mirrors the package:")
+
+
+# --- plates and documents ---------------------------------------------------------------
+
+
+def test_every_room_has_a_plate():
+    offenders = []
+    for module in modules().values():
+        if not (module.is_package and module.room):
+            continue
+        plate = " ".join((ast.get_docstring(module.tree) or "").lower().split())
+        missing = [part for part in ("lives here", "does not live here", "to add") if part not in plate]
+        if missing:
+            offenders.append(f"{module.where}: the docstring does not say {missing}")
+        offenders += [
+            f"{module.where}:{node.lineno} defines {node.name}; a facade only collects names"
+            for node in module.tree.body
+            if isinstance(node, FunctionNode | ast.ClassDef) and node.name not in ("__getattr__", "__dir__")
+        ]
+    no_offenders(offenders, "a room's __init__.py is its plate (what lives here, what does not, how to add one):")
+
+
+def test_every_public_name_is_documented():
+    offenders = []
+    for module in modules().values():
+        if ast.get_docstring(module.tree) is None:
+            offenders.append(f"{module.where} has no module docstring")
+        for node, name, public in functions(module):
+            exempt = name.split(".")[-1].startswith("__") or decorators(node) & {"overload", "setter"}
+            if public and not exempt and ast.get_docstring(node) is None:
+                offenders.append(f"{module.where}:{node.lineno} {name}")
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and not ast.get_docstring(node):
+                offenders.append(f"{module.where}:{node.lineno} class {node.name}")
+    no_offenders(offenders, "public names without a docstring:")
+
+
+def test_every_public_function_is_annotated():
+    offenders = []
+    for module in modules().values():
+        for node, name, public in functions(module):
+            if not public:
+                continue
+            bare = [p.arg for p in parameters(node) if p.annotation is None]
+            if bare:
+                offenders.append(f"{module.where}:{node.lineno} {name}: no type for {', '.join(bare)}")
+            if node.returns is None:
+                offenders.append(f"{module.where}:{node.lineno} {name}: no return type")
+    no_offenders(offenders, "public functions without full annotations:")
+
+
+# --- size and cleanliness ---------------------------------------------------------------
+
+
+def test_modules_are_short():
+    sizes = {m.where: len(m.source.splitlines()) for m in modules().values()}
+    offenders = [f"{where}: {lines} lines" for where, lines in sizes.items() if lines > MAX_MODULE_LINES]
+    no_offenders(offenders, f"a module has at most {MAX_MODULE_LINES} lines and one reason to change:")
+
+
+def test_functions_fit_a_screen():
+    offenders = []
+    for module in modules().values():
+        for node, name, _ in functions(module):
+            first = node.body[0]
+            docstring = (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(node) is not None else 0
+            lines = (node.end_lineno or 0) - node.lineno + 1 - docstring
+            if lines > MAX_FUNCTION_LINES:
+                offenders.append(f"{module.where}:{node.lineno} {name}: {lines} lines")
+    no_offenders(offenders, f"a function has at most {MAX_FUNCTION_LINES} lines without its docstring:")
+
+
+def test_functions_have_few_parameters():
+    offenders = [
+        f"{module.where}:{node.lineno} {name}: {len(parameters(node))} parameters"
+        for module in modules().values()
+        for node, name, _ in functions(module)
+        if len(parameters(node)) > MAX_PARAMETERS
+    ]
+    no_offenders(offenders, f"a callable has at most {MAX_PARAMETERS} parameters:")
+
+
+def test_no_asserts_in_the_package():
+    offenders = [
+        f"{module.where}:{node.lineno}"
+        for module in modules().values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Assert)
+    ]
+    no_offenders(offenders, "`python -O` must not change what a user sees; raise ValueError or TypeError:")
+
+
+def project_files() -> Iterator[Path]:
+    """Every text file that we write: the package, tests, docs and the files at the root."""
+    kinds = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".css", ""}
+    roots = [PACKAGE, ROOT / "tests", ROOT / "docs", ROOT / ".ci"]
+    nested = (path for root in roots for path in root.rglob("*"))
+    for path in [*ROOT.iterdir(), *nested]:
+        if path.is_file() and path.suffix in kinds and path.name != ".git" and "__pycache__" not in path.parts:
+            yield path
+
+
+def lines_matching(pattern: str) -> list[str]:
+    """The places in the project's files that match `pattern`."""
+    compiled = re.compile(pattern)
+    return [
+        f"{path.relative_to(ROOT).as_posix()}:{number} {line.strip()[:80]}"
+        for path in project_files()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if compiled.search(line)
+    ]
+
+
+def test_no_unfinished_marks():
+    marks = "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X"])  # in pieces, so that this line is none
+    no_offenders(lines_matching(rf"\b({marks})\b"), "unfinished work belongs in an issue:")
+
+
+def test_no_absolute_paths():
+    tops = "|".join(["home", "root", "work", "tmp", "Users", "mnt", "opt"])
+    pattern = rf"(?<![\w.)\]}}~/*-])/({tops})/\w|\b[A-Z]:\\\\?\w"
+    no_offenders(lines_matching(pattern), "a path of one machine works on no other:")
