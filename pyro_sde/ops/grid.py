@@ -57,7 +57,7 @@ class TimeGrid:
         times: Tensor | Sequence[float],
         *,
         max_step: float | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Sequence[bool] | None = None,
         start: float | Tensor | None = None,
         end: float | Tensor | None = None,
     ) -> None:
@@ -72,6 +72,8 @@ class TimeGrid:
         self.observed_times = _fill_invalid(times, self.mask)
         if mask is None:
             self.mask = ~_trailing_repeats(self.observed_times)
+            # padding refers to the last time: its gradient goes there, as in the grid of the series alone
+            self.observed_times = _fill_invalid(self.observed_times, self.mask)
         _check_increasing(self.observed_times, self.mask)
 
         knots = self.observed_times
@@ -91,7 +93,7 @@ class TimeGrid:
         self._knots = knots
         self._build(counts)
 
-    def _build(self, counts: Tensor) -> None:
+    def _build(self, counts: Tensor, num_steps: int | None = None) -> None:
         """Set `times`, `steps` and `observed_index` from the number of steps per gap, ``(*batch, N' - 1)``."""
         self._counts = counts
         ends = counts.cumsum(-1)  # solver index at which each gap ends
@@ -99,7 +101,7 @@ class TimeGrid:
         if counts.shape[-1] == 0:
             begins = torch.zeros_like(self._knots, dtype=torch.long)
         total = begins[..., -1:]
-        num_steps = int(total.max())
+        num_steps = int(total.max()) if num_steps is None else num_steps
         step = torch.arange(num_steps, device=counts.device).expand(*counts.shape[:-1], num_steps)
         if num_steps == 0:
             self.steps = self._knots[..., :0]
@@ -137,7 +139,7 @@ class TimeGrid:
             ``(..., N, D)``; padded entries hold the last valid state (apply `mask` in the likelihood).
 
         Raises:
-            ValueError: if `path` has another number of grid points.
+            ValueError: if `path` has another number of grid points or a batch shape that does not fit.
         """
         if path.dim() < 2 or path.shape[-2] != self.times.shape[-1]:
             msg = (
@@ -147,7 +149,12 @@ class TimeGrid:
             raise ValueError(msg)
         if not self.batch_shape:
             return path.index_select(-2, self.observed_index)
-        batch = torch.broadcast_shapes(path.shape[:-2], self.batch_shape)
+        try:
+            batch = torch.broadcast_shapes(path.shape[:-2], self.batch_shape)
+        except RuntimeError as error:
+            batches = f"{tuple(path.shape[:-2])} and {tuple(self.batch_shape)}"
+            msg = f"the batch dimensions of `path` and of this grid must broadcast, received {batches}."
+            raise ValueError(msg) from error
         index = self.observed_index.unsqueeze(-1).expand(*batch, -1, path.shape[-1])  # (..., N, D)
         return path.expand(*batch, *path.shape[-2:]).gather(-2, index)
 
@@ -161,7 +168,7 @@ class TimeGrid:
             msg = f"`n` must be a positive integer, received {n!r}."
             raise ValueError(msg)
         grid = copy.copy(self)
-        grid._build(self._counts * n)
+        grid._build(self._counts * n, self.num_steps * n)  # K of selected series may be padding for all of them
         return grid
 
     def expand(self, batch_shape: torch.Size | Sequence[int]) -> TimeGrid:
@@ -173,24 +180,32 @@ class TimeGrid:
         return grid
 
     def __getitem__(self, index: object) -> TimeGrid:
-        """Grid of some series of the batch, such as the indices of a subsampled plate; K stays the same."""
+        """Grid of some series of the batch, such as the indices of a subsampled plate; K stays the same.
+
+        Raises:
+            ValueError: if all series share this grid.
+            IndexError: if `index` does not fit the batch shape.
+        """
         if not self.batch_shape:
             msg = "this grid is shared by all series (batch_shape ()); there is no series to select."
             raise ValueError(msg)
+        # The index picks series by number first, so that no index whatever can reach the time dimension.
+        series = torch.arange(self.batch_shape.numel(), device=self.times.device).reshape(self.batch_shape)
+        try:
+            chosen = series[index]  # type: ignore[index]
+        except IndexError as error:
+            msg = f"`index` selects along the batch shape {tuple(series.shape)} of a grid, never along time: {error}."
+            raise IndexError(msg) from error
         grid = copy.copy(self)
         for name in ("times", "steps", "mask", "observed_times", "observed_index", "_knots", "_counts"):
-            setattr(grid, name, getattr(self, name)[index])
-        if grid.times.shape[-1:] != self.times.shape[-1:]:
-            msg = "a grid is indexed along its batch dimensions only, never along time."
-            raise ValueError(msg)
+            setattr(grid, name, getattr(self, name).flatten(end_dim=-2)[chosen])
         return grid
 
     def __repr__(self) -> str:
         """Shapes and range, for error messages."""
         low, high = float(self.times.detach().min()), float(self.times.detach().max())
-        batch = tuple(self.batch_shape)
         observations = self.observed_times.shape[-1]
-        sizes = f"batch_shape={batch}, observations={observations}, num_steps={self.num_steps}"
+        sizes = f"batch_shape={tuple(self.batch_shape)}, observations={observations}, num_steps={self.num_steps}"
         return f"TimeGrid({sizes}, [{low:g}, {high:g}])"
 
 
@@ -198,13 +213,14 @@ def _as_times(times: Tensor | Sequence[float]) -> Tensor:
     times = torch.as_tensor(times)
     if not times.is_floating_point():
         times = times.to(torch.get_default_dtype())
-    if times.dim() == 0 or times.shape[-1] == 0:
-        msg = f"`times` must have shape (*batch, N) with N >= 1, received {tuple(times.shape)}."
+    if times.dim() == 0 or times.numel() == 0:
+        msg = f"`times` must have shape (*batch, N) with N >= 1 and no empty batch, received {tuple(times.shape)}."
         raise ValueError(msg)
     return times
 
 
-def _check_mask(mask: Tensor, times: Tensor) -> Tensor:
+def _check_mask(mask: Tensor | Sequence[bool], times: Tensor) -> Tensor:
+    mask = torch.as_tensor(mask, device=times.device)
     if mask.dtype != torch.bool or mask.shape != times.shape:
         msg = (
             f"`mask` must be a bool tensor of the shape of `times` {tuple(times.shape)} (True = valid time), received "

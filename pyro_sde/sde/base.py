@@ -83,14 +83,16 @@ class SDE(nn.Module):
         self.sde_type = sde_type
         self.drift = drift
         self.diffusion = diffusion
-        self.inputs: Tensor | None = None
+        self.inputs: Tensor | None
+        self.register_buffer("inputs", None, persistent=False)  # bound rows move with the module
 
     @classmethod
     def from_torchsde(cls, sde: object) -> SDE:
         """SDE with the coefficients of a torchsde-style object (`f`, `g`, `noise_type`, `sde_type`).
 
         Such objects take one scalar time and states ``(B, D)``. Calls with several times are split by time, exact but
-        slower than a drift that accepts any leading dimensions.
+        slower than a drift that accepts any leading dimensions; slowest if gradients with respect to times of single
+        series are wanted, since equal times cannot share a call then.
 
         Raises:
             TypeError: if one of the four attributes is missing.
@@ -148,6 +150,8 @@ class SDE(nn.Module):
             **self.__dict__,
             "_modules": dict(self._modules),
             "_parameters": dict(self._parameters),
+            "_buffers": dict(self._buffers),
+            "_non_persistent_buffers_set": set(self._non_persistent_buffers_set),
         }
         return copied
 
@@ -199,7 +203,7 @@ class ControlledSDE(SDE):
         self.sde_type = base.sde_type
         self.base = base
         self.control = control
-        self.inputs = None
+        self.register_buffer("inputs", None, persistent=False)
 
     @property
     def drift(self) -> Callable[..., Tensor]:  # type: ignore[override]
@@ -264,13 +268,17 @@ class _ScalarTime(nn.Module):
         function = getattr(self.sde, self.method)
         batch = torch.broadcast_shapes(t.shape[:-1], z.shape[:-1])
         states = z.expand(*batch, z.shape[-1]).reshape(-1, z.shape[-1])
-        times = t.expand(*batch, 1).reshape(-1)
-        distinct, inverse = torch.unique(times.detach(), return_inverse=True)
-        if len(distinct) == 1:
-            output = function(times[0], states)
+        entries = t.reshape(-1)
+        if t.requires_grad:  # entries of equal value have gradients of their own: one call each
+            distinct, inverse = entries, torch.arange(len(entries), device=t.device)
         else:
+            distinct, inverse = torch.unique(entries, return_inverse=True)
+        if len(distinct) == 1:
+            output = function(distinct[0], states)
+        else:
+            inverse = inverse.reshape(t.shape).expand(*batch, 1).reshape(-1)
             groups = [(inverse == i).nonzero().squeeze(-1) for i in range(len(distinct))]
-            parts = [function(times[rows[0]], states[rows]) for rows in groups]
+            parts = [function(time, states[rows]) for time, rows in zip(distinct, groups, strict=True)]
             output = torch.cat(parts)[torch.cat(groups).argsort()]
         return output.reshape(*batch, *output.shape[1:])
 

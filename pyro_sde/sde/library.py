@@ -90,8 +90,8 @@ class StochasticLorenz(SDE):
         dz = (xy - cz)\,dt + \beta_3 z\,dW_3
 
     Args:
-        parameters: :math:`(a, b, c)`, a sequence or tensor ``(*batch, 3)``.
-        noise: :math:`(\beta_1, \beta_2, \beta_3)`, a sequence or tensor ``(*batch, 3)``.
+        parameters: :math:`(a, b, c)`, three numbers or a tensor ``(*batch, 3)``.
+        noise: :math:`(\beta_1, \beta_2, \beta_3)`, three numbers or a tensor ``(*batch, 3)``.
 
     References:
         Li, Wong, Chen, Duvenaud (2020), arXiv 2001.01328, section 9.10.2.
@@ -104,7 +104,7 @@ class StochasticLorenz(SDE):
     ) -> None:
         super().__init__(
             _Function(_lorenz, _vector(parameters)),
-            _Function(_proportional, _vector(noise)),
+            _Function(_componentwise, _vector(noise)),
         )
 
 
@@ -167,7 +167,7 @@ class NeuralSDE(SDE):
 class _Function(nn.Module):
     """A coefficient function with its parameters, picklable: module-level function, registered tensors."""
 
-    def __init__(self, function: Callable[..., Tensor], *parameters: Coefficient) -> None:
+    def __init__(self, function: Callable[..., Tensor], *parameters: Coefficient | tuple[float, ...]) -> None:
         super().__init__()
         self.function = function
         self.names = tuple(f"parameter_{i}" for i in range(len(parameters)))
@@ -201,15 +201,19 @@ def _double_well(_t: Tensor, z: Tensor, strength: Coefficient, well: Coefficient
     return strength * z * (1 - (z / well) ** 2)
 
 
-def _lorenz(_t: Tensor, z: Tensor, parameters: Tensor) -> Tensor:
-    a, b, c = parameters.unbind(-1)
+def _componentwise(_t: Tensor, z: Tensor, factors: Tensor | tuple[float, ...]) -> Tensor:
+    return (factors if isinstance(factors, Tensor) else z.new_tensor(factors)) * z
+
+
+def _lorenz(_t: Tensor, z: Tensor, parameters: Tensor | tuple[float, ...]) -> Tensor:
+    a, b, c = parameters.unbind(-1) if isinstance(parameters, Tensor) else parameters
     x, y, w = z.unbind(-1)
     return torch.stack(torch.broadcast_tensors(a * (y - x), x * (b - w) - y, x * y - c * w), -1)
 
 
 def _on_velocity(_t: Tensor, z: Tensor, scale: Coefficient) -> Tensor:
-    d = z.shape[-1] // 2
-    return torch.cat([torch.zeros_like(z[..., :d]), torch.zeros_like(z[..., d:]) + scale], -1)
+    noise = torch.zeros_like(z[..., z.shape[-1] // 2 :]) + scale
+    return torch.cat([torch.zeros_like(noise), noise], -1)
 
 
 class _LangevinDrift(nn.Module):
@@ -219,10 +223,17 @@ class _LangevinDrift(nn.Module):
         self.damping = _Function(_proportional, friction)
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        if z.shape[-1] % 2:
+            msg = (
+                f"the state of `UnderdampedLangevin` is (position, velocity), D = 2d; received D = {z.shape[-1]}. Give "
+                "an initial law of both."
+            )
+            raise ValueError(msg)
         position, velocity = z.chunk(2, -1)
         acceleration = self.force(position) - self.damping(t, velocity)
         return torch.cat([velocity.expand_as(acceleration), acceleration], -1)
 
 
-def _vector(values: Sequence[float] | Tensor) -> Tensor:
-    return values if isinstance(values, Tensor) else torch.tensor(values)
+def _vector(values: Sequence[float] | Tensor) -> Tensor | tuple[float, ...]:
+    """Numbers stay Python floats, exact in every dtype: a tensor would have rounded 8/3 to float32 already."""
+    return values if isinstance(values, Tensor) else tuple(float(value) for value in values)

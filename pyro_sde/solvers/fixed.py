@@ -62,16 +62,21 @@ def integrate(
     Shape:
         initial: ``(..., D)`` · standard_normal: ``(K, ..., M)`` · rows: ``(*batch, K, C)`` each, from `SDE.bind_rows` ·
         returns ``(..., K + 1, D)``.
+
+    Raises:
+        ValueError: if `sde` is a Stratonovich SDE.
     """
+    if sde.sde_type != "ito":
+        msg = "`sde` must be an Itô SDE, received a Stratonovich one, whose drift differs. Pass `sde.ito()`."
+        raise ValueError(msg)
     z = initial
     if grid.num_steps == 0:
         return z.unsqueeze(-2)
     times = grid.times.unsqueeze(-1).unbind(-2)
     steps = grid.steps.unsqueeze(-1)
-    # (*batch, K, 1) -> (K, 1, ..., *batch, 1), to meet noise of any number of sample dimensions
-    leading = steps.movedim(-2, 0)
-    leading = leading.reshape(leading.shape[0], *[1] * (standard_normal.dim() - leading.dim()), *leading.shape[1:])
-    increments = brownian_increments(leading, standard_normal).unbind(0)
+    # (*batch, K, 1) -> (K, 1, ..., *batch, 1), and the same for the noise: either may have more dimensions
+    rank = max(steps.dim(), standard_normal.dim())
+    increments = brownian_increments(_pad(steps.movedim(-2, 0), rank), _pad(standard_normal, rank)).unbind(0)
     step_sizes = steps.unbind(-2)
     slices = [None if row is None else row.unbind(-2) for row in rows]
     states = [z]
@@ -79,5 +84,11 @@ def integrate(
         coefficients = sde.coefficients(times[k], z, tuple(None if s is None else s[k] for s in slices))
         z = solver.step(sde.noise, z, step_sizes[k], increments[k], coefficients)
         states.append(z)
+    states[0] = initial.expand(z.shape)  # grid or coefficients may have more batch dimensions than the first state
     # Stacked with time first and viewed with time at -2: later calls for all times at once then need no copy.
     return torch.stack(states).movedim(0, -2)
+
+
+def _pad(tensor: Tensor, rank: int) -> Tensor:
+    """(K, ..., C) -> (K, 1, ..., ..., C) with `rank` dimensions."""
+    return tensor.reshape(tensor.shape[0], *[1] * (rank - tensor.dim()), *tensor.shape[1:])
