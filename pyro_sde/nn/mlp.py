@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .base import check_positive, make_activation
 
-__all__ = ["ControlNet", "DriftNet", "MLP"]
+__all__ = ["ControlNet", "DriftNet", "MLP", "SplitNet"]
 
 
 class MLP(nn.Module):
@@ -66,7 +66,7 @@ class MLP(nn.Module):
         return self.layers(x)
 
 
-class _SplitNet(nn.Module):
+class SplitNet(nn.Module):
     """Perceptron of (t, z, inputs) whose first layer is a sum of parts, so that nothing is concatenated.
 
     The parts broadcast against each other (one time for all series, one context row for all particles), and
@@ -150,7 +150,7 @@ class _SplitNet(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], -1)
 
 
-class DriftNet(_SplitNet):
+class DriftNet(SplitNet):
     r"""Drift network :math:`f(t, z, c) = \mathrm{MLP}(W_z z + W_t \phi(t) + W_c c + b)` in the shape of z.
 
     Autonomous by default. Time enters as t itself (``time_features=1``; bring times to order 1 first) or
@@ -195,7 +195,7 @@ class DriftNet(_SplitNet):
         )
 
 
-class ControlNet(_SplitNet):
+class ControlNet(SplitNet):
     """Control network u(t, z, context), 0 at the start: the guide begins at the prior, with a KL of 0.
 
     Use it with ``sde.controlled(control)``. `project_inputs` computes the part of the context once for all

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..nn.mlp import SplitNet
+from ._scalar_time import ScalarTime
 from .noise import Noise, noise_structure
 
 __all__ = ["SDE", "Coefficients", "ControlledSDE"]
@@ -27,6 +29,9 @@ class Coefficients(NamedTuple):
         if self.control is None:
             return self.drift
         return self.drift + noise.apply(self.diffusion, self.control)
+
+
+Evaluator = Callable[[Tensor, Tensor, Rows], Coefficients]
 
 
 class SDE(nn.Module):
@@ -105,8 +110,8 @@ class SDE(nn.Module):
             )
             raise TypeError(msg)
         return cls(
-            _ScalarTime(sde, "f"),
-            _ScalarTime(sde, "g"),
+            ScalarTime(sde, "f"),
+            ScalarTime(sde, "g"),
             noise_type=sde.noise_type,  # type: ignore[attr-defined]
             sde_type=sde.sde_type,  # type: ignore[attr-defined]
         )
@@ -183,8 +188,23 @@ class SDE(nn.Module):
 
     def coefficients(self, t: Tensor, z: Tensor, rows: Rows) -> Coefficients:
         """Drift, diffusion and control at ``(t, z)``; `rows` come from `bind_rows`, sliced to the same times."""
-        drift = self.drift(t, z) if rows[0] is None else self.drift(t, z, rows[0])
-        return Coefficients(_tensor(drift, z), _tensor(self.diffusion(t, z), z), None)
+        evaluate, rows = self.evaluator(rows)
+        return evaluate(t, z, rows)
+
+    def evaluator(self, rows: Rows) -> tuple[Evaluator, Rows]:
+        """`coefficients` for a loop over times: a plain function, and the rows to slice for it.
+
+        What depends on the rows alone, the input part of a first layer, is computed here for all of them at once.
+        """
+        drift, row = _hoist(self.drift, rows[0])
+        diffusion = self.diffusion
+
+        def evaluate(t: Tensor, z: Tensor, rows: Rows) -> Coefficients:
+            row = rows[0]
+            value = drift(t, z) if row is None else drift(t, z, row)
+            return Coefficients(_tensor(value, z), _tensor(diffusion(t, z), z), None)
+
+        return evaluate, (row,)
 
 
 class ControlledSDE(SDE):
@@ -227,11 +247,19 @@ class ControlledSDE(SDE):
         """Rows of the base (bound earlier) followed by the inputs of the control."""
         return (*self.base.bind_rows(None), *super().bind_rows(inputs))
 
-    def coefficients(self, t: Tensor, z: Tensor, rows: Rows) -> Coefficients:
+    def evaluator(self, rows: Rows) -> tuple[Evaluator, Rows]:
         """Coefficients of the base, and the control apart from them."""
-        base = self.base.coefficients(t, z, rows[:-1])
-        control = self.control(t, z) if rows[-1] is None else self.control(t, z, rows[-1])
-        return Coefficients(base.total_drift(self.noise), base.diffusion, _tensor(control, z))
+        base, base_rows = self.base.evaluator(rows[:-1])
+        control, control_row = _hoist(self.control, rows[-1])
+        noise = self.noise
+
+        def evaluate(t: Tensor, z: Tensor, rows: Rows) -> Coefficients:
+            row = rows[-1]
+            coefficients = base(t, z, rows[:-1])
+            value = control(t, z) if row is None else control(t, z, row)
+            return Coefficients(coefficients.total_drift(noise), coefficients.diffusion, _tensor(value, z))
+
+        return evaluate, (*base_rows, control_row)
 
 
 class _ItoDrift(nn.Module):
@@ -256,31 +284,11 @@ class _ItoDrift(nn.Module):
         return self.sde.drift(t, z, *rows) + 0.5 * correction
 
 
-class _ScalarTime(nn.Module):
-    """A torchsde coefficient (scalar time, states ``(B, D)``) called with any leading dimensions."""
-
-    def __init__(self, sde: object, method: str) -> None:
-        super().__init__()
-        self.sde = sde
-        self.method = method
-
-    def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        function = getattr(self.sde, self.method)
-        batch = torch.broadcast_shapes(t.shape[:-1], z.shape[:-1])
-        states = z.expand(*batch, z.shape[-1]).reshape(-1, z.shape[-1])
-        entries = t.reshape(-1)
-        if t.requires_grad:  # entries of equal value have gradients of their own: one call each
-            distinct, inverse = entries, torch.arange(len(entries), device=t.device)
-        else:
-            distinct, inverse = torch.unique(entries, return_inverse=True)
-        if len(distinct) == 1:
-            output = function(distinct[0], states)
-        else:
-            inverse = inverse.reshape(t.shape).expand(*batch, 1).reshape(-1)
-            groups = [(inverse == i).nonzero().squeeze(-1) for i in range(len(distinct))]
-            parts = [function(time, states[rows]) for time, rows in zip(distinct, groups, strict=True)]
-            output = torch.cat(parts)[torch.cat(groups).argsort()]
-        return output.reshape(*batch, *output.shape[1:])
+def _hoist(function: Callable[..., Tensor], row: Tensor | None) -> tuple[Callable[..., Tensor], Tensor | None]:
+    """A coefficient and its rows, with the part of a split first layer that depends on the rows applied already."""
+    if row is not None and isinstance(function, SplitNet):
+        return function.forward_projected, function.project_inputs(row)
+    return function, row
 
 
 def _tensor(value: Tensor | float, like: Tensor) -> Tensor:

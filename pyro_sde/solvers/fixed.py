@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import repeat
+
 import torch
 from torch import Tensor
 
@@ -78,11 +80,11 @@ def integrate(
     rank = max(steps.dim(), standard_normal.dim())
     increments = brownian_increments(_pad(steps.movedim(-2, 0), rank), _pad(standard_normal, rank)).unbind(0)
     step_sizes = steps.unbind(-2)
-    slices = [None if row is None else row.unbind(-2) for row in rows]
-    states = [z]
-    for k in range(grid.num_steps):
-        coefficients = sde.coefficients(times[k], z, tuple(None if s is None else s[k] for s in slices))
-        z = solver.step(sde.noise, z, step_sizes[k], increments[k], coefficients)
+    evaluate, rows = sde.evaluator(rows)
+    slices = zip(*(repeat(None) if row is None else row.unbind(-2) for row in rows), strict=False)
+    noise, step, states = sde.noise, solver.step, [z]
+    for t, dt, increment, row in zip(times, step_sizes, increments, slices, strict=False):  # times has one more
+        z = step(noise, z, dt, increment, evaluate(t, z, row))
         states.append(z)
     states[0] = initial.expand(z.shape)  # grid or coefficients may have more batch dimensions than the first state
     # Stacked with time first and viewed with time at -2: later calls for all times at once then need no copy.

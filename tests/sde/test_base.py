@@ -17,6 +17,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from pyro_sde.distributions import SDEPath
+from pyro_sde.nn import ControlNet
 from pyro_sde.ops.grid import TimeGrid
 from pyro_sde.sde import SDE, Coefficients, ControlledSDE, OrnsteinUhlenbeck
 from pyro_sde.sde.noise import noise_structure
@@ -621,3 +622,23 @@ def test_changing_the_dtype_moves_parameters_and_buffers():
 def test_coefficients_without_a_control_have_the_drift_as_total_drift():
     drift = torch.randn(3)
     assert Coefficients(drift, torch.ones(3), None).total_drift(noise_structure("diagonal")) is drift
+
+
+# ---------------------------------------------------------------- evaluator
+def test_evaluator_computes_the_input_part_of_a_split_network_once_for_all_rows(monkeypatch):
+    control = ControlNet(2, 3, hidden=(8,))
+    torch.nn.init.normal_(control.tail.layers[-1].weight)
+    sde = NeuralSDE(2, (8,), input_dim=5).with_inputs(torch.randn(7, 5)).controlled(control)
+    rows = sde.bind_rows(torch.randn(4, 7, 3))
+    calls = []
+    projected = ControlNet.project_inputs
+    monkeypatch.setattr(ControlNet, "project_inputs", lambda self, x: calls.append(x.shape) or projected(self, x))
+    evaluate, hoisted = sde.evaluator(rows)
+    t, z = torch.zeros(1), torch.randn(4, 2)
+    for k in range(7):
+        ours = evaluate(t, z, tuple(row[..., k, :] for row in hoisted))
+        monkeypatch.setattr(ControlNet, "project_inputs", projected)
+        oracle = sde.coefficients(t, z, tuple(row[..., k, :] for row in rows))
+        for value, expected in zip(ours, oracle, strict=True):
+            torch.testing.assert_close(value, expected)
+    assert calls == [torch.Size([4, 7, 3])]
