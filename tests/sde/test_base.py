@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from pyro_sde.distributions import SDEPath
 from pyro_sde.nn import ControlNet
 from pyro_sde.ops.grid import TimeGrid
-from pyro_sde.sde import SDE, Coefficients, ControlledSDE, OrnsteinUhlenbeck
+from pyro_sde.sde import SDE, Coefficients, ControlledSDE, NeuralSDE, OrnsteinUhlenbeck
 from pyro_sde.sde.noise import noise_structure
 
 F32, F64 = torch.float32, torch.float64
