@@ -33,6 +33,7 @@ from .metrics import mae as mae
 from .metrics import rmse as rmse
 from .ou import OUProcessBaseline as OUProcessBaseline
 from .ou import fit_ou as fit_ou
+from .plots import panels as panels
 from .plots import plot_losses as plot_losses
 from .plots import plot_paths as plot_paths
 from .plots import plot_phase as plot_phase
@@ -53,6 +54,7 @@ __all__ = [
     "load_netcdf",
     "log_predictive_density",
     "mae",
+    "panels",
     "plot_losses",
     "plot_paths",
     "plot_phase",

@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_losses", "plot_paths", "plot_phase"]
+__all__ = ["panels", "plot_losses", "plot_paths", "plot_phase"]
 
 # Blue and orange stay apart for every kind of colour blindness, and in grey: the orange is lighter and hollow.
 _BLUE = "#2f6690"
@@ -192,6 +192,26 @@ def plot_phase(
     ax.set_ylabel("$z_2$", rotation=0, labelpad=10)
     ax.grid(visible=False)
     return ax
+
+
+def panels(rows: int, *, size: tuple[float, float] = (9.0, 6.0)) -> list[Axes]:
+    """Axes of a new figure, one below the other, for the `ax` of the functions above.
+
+    Args:
+        rows: number of axes, at least 1.
+        size: width and height of the figure in inches.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if `rows` is not positive.
+    """
+    if rows < 1:
+        msg = f"`rows` must be at least 1, received {rows}."
+        raise ValueError(msg)
+    first = _axes(None, size)
+    figure = first.figure
+    first.remove()
+    return list(figure.subplots(rows, 1, squeeze=False)[:, 0])
 
 
 def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .base import check_positive, make_activation
+from .base import check_positive, inverse_softplus, make_activation
 
 __all__ = ["ControlNet", "DriftNet", "MLP", "SplitNet"]
 
@@ -165,13 +165,16 @@ class DriftNet(SplitNet):
         period: period of the first harmonic, in the unit of t.
         activation: as in `MLP`.
         last_scale: factor on the initial last layer, ``>= 0``; small, so that paths start tame.
+        reversion: initial rate :math:`\lambda \ge 0`, per unit of time, of a learned linear pull
+            :math:`-\lambda_i z_i` that is added to every component; 0 for none. With a bounded activation
+            ("tanh") it keeps paths finite for ever.
 
     Shape:
         t: ``(..., 1)`` · z: ``(..., D)`` · inputs: ``(..., C)`` · output: ``(..., D)``; leading dims
         broadcast (those of t only if time enters).
 
     Raises:
-        ValueError: if a size, `activation`, `time_features` or `period` is not as described.
+        ValueError: if a size, `activation`, `time_features`, `period` or `reversion` is not as described.
     """
 
     def __init__(
@@ -184,6 +187,7 @@ class DriftNet(SplitNet):
         period: float | None = None,
         activation: str = "silu",
         last_scale: float = 0.1,
+        reversion: float = 0.0,
     ) -> None:
         super().__init__(
             (state_dim, check_positive("input_dim", input_dim) if input_dim else 0, state_dim),
@@ -193,6 +197,16 @@ class DriftNet(SplitNet):
             activation=activation,
             last_scale=last_scale,
         )
+        if not (reversion >= 0 and math.isfinite(reversion)):
+            msg = f"`reversion` must be a finite rate >= 0, received {reversion}."
+            raise ValueError(msg)
+        raw = torch.full((state_dim,), inverse_softplus(reversion)) if reversion else None
+        self.raw_reversion = None if raw is None else nn.Parameter(raw)
+
+    def forward_projected(self, t: Tensor, z: Tensor, projected: Tensor | None) -> Tensor:
+        """Output for rows ``(..., H)`` from `project_inputs`: `forward` for a loop over steps."""
+        output = super().forward_projected(t, z, projected)
+        return output if self.raw_reversion is None else output - nn.functional.softplus(self.raw_reversion) * z
 
 
 class ControlNet(SplitNet):

@@ -140,6 +140,9 @@ class NeuralSDE(SDE):
         period: period of the time features, in the unit of time.
         diffusion_scale: initial diffusion of every dimension, ``> 0``.
         constant_diffusion: one learned number per dimension; otherwise one small network per dimension.
+        reversion: initial rate, per unit of time, of a learned linear pull to 0, ``>= 0``. If there is one the drift
+            network is bounded (tanh), so that paths stay finite however long they run; without (0) it is not (SiLU),
+            and a path that is longer than those of training may grow without limit.
 
     Example:
         >>> sde = NeuralSDE(3, hidden=(32,))
@@ -157,8 +160,17 @@ class NeuralSDE(SDE):
         period: float | None = None,
         diffusion_scale: float = 0.5,
         constant_diffusion: bool = True,
+        reversion: float = 0.0,
     ) -> None:
-        drift = DriftNet(state_dim, hidden, input_dim=input_dim, time_features=time_features, period=period)
+        drift = DriftNet(
+            state_dim,
+            hidden,
+            input_dim=input_dim,
+            time_features=time_features,
+            period=period,
+            activation="tanh" if reversion else "silu",
+            reversion=reversion,
+        )
         diffusion = DiagonalDiffusion(state_dim, initial=diffusion_scale, constant=constant_diffusion)
         super().__init__(drift, diffusion)
         self.state_dim = state_dim

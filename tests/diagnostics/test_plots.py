@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_sde.diagnostics import plot_losses, plot_paths, plot_phase
+from pyro_sde.diagnostics import panels, plot_losses, plot_paths, plot_phase
 
 TIMES = torch.linspace(0, 10, 21)
 
@@ -171,3 +171,17 @@ def test_bad_phase_planes_are_refused():
         plot_phase(lambda t, z: z, torch.zeros(3, 5, 2), resolution=1)
     with pytest.raises(ValueError, match=r"`drift` must return shape \(24, 24, 2\)"):
         plot_phase(lambda t, z: z[..., :1], torch.zeros(3, 5, 2))
+
+
+def test_panels_share_one_figure_and_take_plots():
+    axes = panels(2, size=(6.0, 4.0))
+    assert len(axes) == 2
+    assert axes[0].figure is axes[1].figure
+    assert len(axes[0].figure.axes) == 2
+    assert tuple(axes[0].figure.get_size_inches()) == (6.0, 4.0)
+    assert plot_losses([3.0, 2.0, 1.0], ax=axes[1]) is axes[1]
+
+
+def test_panels_need_a_row():
+    with pytest.raises(ValueError, match="`rows` must be at least 1"):
+        panels(0)

@@ -227,3 +227,27 @@ def test_missing_unexpected_and_misshapen_inputs_are_named():
         DriftNet(2)(t, z, torch.zeros(3))
     with pytest.raises(ValueError, match=r"`inputs` must have shape \(..., 3\), received \(4,\)"):
         ControlNet(2, 3).project_inputs(torch.zeros(4))
+
+
+# ---------------------------------------------------------------- reversion
+def test_reversion_is_a_learned_linear_pull():
+    torch.manual_seed(0)
+    plain = DriftNet(2, (8,), activation="tanh")
+    torch.manual_seed(0)
+    pulled = DriftNet(2, (8,), activation="tanh", reversion=0.7)
+    t, z = torch.zeros(1), torch.randn(5, 2)
+    torch.testing.assert_close(pulled(t, z), plain(t, z) - 0.7 * z)
+    assert any(name == "raw_reversion" for name, _ in pulled.named_parameters())
+    assert not any(name == "raw_reversion" for name, _ in plain.named_parameters())
+
+
+def test_reversion_with_a_bounded_network_points_inwards_far_out():
+    drift = DriftNet(3, (16, 16), activation="tanh", reversion=0.1, last_scale=10.0)
+    z = 1e5 * torch.randn(100, 3).sign()
+    assert (drift(torch.zeros(1), z) * z < 0).all()
+
+
+@pytest.mark.parametrize("rate", [-1.0, float("inf"), float("nan")])
+def test_a_negative_or_infinite_reversion_is_refused(rate):
+    with pytest.raises(ValueError, match="`reversion` must be a finite rate"):
+        DriftNet(2, reversion=rate)

@@ -283,3 +283,12 @@ def test_an_ornstein_uhlenbeck_path_has_the_moments_of_its_euler_chain():
     n = len(end)
     assert abs(end.mean() - mean) < 4.4 * math.sqrt(variance / n)  # each fails by chance at a rate of 1e-5
     assert abs(end.var() / variance - 1) < 4.4 * math.sqrt(2 / n)  # finds errors of 7 % of the variance
+
+
+def test_neural_sde_with_reversion_is_bounded_and_pulled():
+    free, pulled = NeuralSDE(2, (8,)), NeuralSDE(2, (8,), reversion=0.5)
+    assert type(pulled.drift.activation) is torch.nn.Tanh
+    assert type(free.drift.activation) is torch.nn.SiLU
+    z = 1e6 * torch.ones(1, 2)
+    drift = pulled.coefficients(torch.zeros(1), z, (None,)).drift
+    torch.testing.assert_close(drift, -0.5 * z, rtol=1e-3, atol=0.0)
