@@ -1,0 +1,19 @@
+"""Guides: learnable modules whose call returns the posterior law of a path.
+
+Lives here: modules that turn a prior and observed data into the path law that a guide samples from.
+Does not live here: networks and encoders (`nn`), path laws themselves (`distributions`), automatic guides that watch a
+model run (`infer`), whole models with their training (`models`).
+
+To add one: (1) a `PyroModule` in a file of its own whose ``forward(prior, grid, values, mask)`` returns a path law on
+`grid` with the diffusion of `prior`; the prior is an argument, never a child, so that no parameter has two names;
+(2) start it at the prior, with a divergence of 0, and say so with its equation, shapes and cost in the docstring;
+(3) its name below; (4) one row in the table of `tests/guides/conftest.py`: the contract suite checks the start at the
+prior, padding, missing entries and gradients.
+
+Papers: Li, Wong, Chen, Duvenaud (2020), arXiv 2001.01328; Opper (2019), Variational inference for stochastic
+differential equations, Annalen der Physik 531.
+"""
+
+from .posterior_sde import PosteriorSDE as PosteriorSDE
+
+__all__ = ["PosteriorSDE"]

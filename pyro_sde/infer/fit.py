@@ -1,0 +1,240 @@
+r"""The training loop: any model and guide, a progress bar, early stopping, and runs that can be resumed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+from tqdm import tqdm
+
+from ._run import Run
+from .elbo import JitPathELBO, PathELBO
+
+__all__ = ["FitOptions", "FitResult", "FitStep", "fit"]
+
+_SMOOTHING, _WINDOW = 0.95, 100  # running mean of the loss in the progress bar
+
+Batches = Callable[[int], tuple[Any, ...]] | Sequence[tuple[Any, ...]]
+
+
+class FitStep(NamedTuple):
+    """What a callback is told after every step.
+
+    Attributes:
+        step: number of steps done, from 1.
+        loss: loss of the step, on its batch and at its KL weight.
+        kl_weight: weight of the divergence in `loss`.
+        learning_rate: step size of the optimiser.
+        validation_loss: at full KL weight, in the steps that end with a validation; None in all others.
+    """
+
+    step: int
+    loss: float
+    kl_weight: float
+    learning_rate: float
+    validation_loss: float | None
+
+
+class FitResult(NamedTuple):
+    """What training did.
+
+    Attributes:
+        losses: loss of every step.
+        validation_losses: pairs (step, loss); empty without validation data.
+        best_step: step whose parameters the model has now: the one of lowest validation loss, or the last.
+        stopped_early: True if patience or the callback ended the run.
+        seconds: wall time of this call, without the part that a checkpoint brought along.
+    """
+
+    losses: list[float]
+    validation_losses: list[tuple[int, float]]
+    best_step: int
+    stopped_early: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """The finer settings of `fit`.
+
+    Attributes:
+        elbo: loss; a `PathELBO` with its defaults if None.
+        kl_warmup: steps over which the weight of the divergence rises linearly to that of `elbo`; 0 for none.
+        decay: factor that the learning rate has fallen by at the last step, exponentially, ``0 < decay <= 1``.
+        clip: largest norm of the gradient of all parameters together; longer ones are shortened. None for no limit.
+        validate_every: steps between validations.
+        patience: stop after so many validations in a row without a new best one; None to never stop early.
+        checkpoint: file that the state of the run is written to; `load` reads the trained modules from it as well.
+        checkpoint_every: steps between writing; the end of the run is always written.
+        resume: go on from `checkpoint` if that file exists.
+        progress: draw a progress bar.
+        callback: called with a `FitStep` after every step; training stops if it returns True.
+    """
+
+    elbo: ELBO | None = None
+    kl_warmup: int = 0
+    decay: float = 0.1
+    clip: float | None = 10.0
+    validate_every: int = 50
+    patience: int | None = None
+    checkpoint: str | Path | None = None
+    checkpoint_every: int = 100
+    resume: bool = False
+    progress: bool = True
+    callback: Callable[[FitStep], bool | None] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("validate_every", "checkpoint_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                msg = f"`{name}` must be at least 1 step, received {value}."
+                raise ValueError(msg)
+        if self.kl_warmup < 0:
+            msg = f"`kl_warmup` must be a number of steps >= 0, received {self.kl_warmup}."
+            raise ValueError(msg)
+        if not 0 < self.decay <= 1:
+            msg = f"`decay` must satisfy 0 < decay <= 1, received {self.decay}."
+            raise ValueError(msg)
+        if self.clip is not None and not self.clip > 0:
+            msg = f"`clip` must be a positive number or None, received {self.clip}."
+            raise ValueError(msg)
+        if self.resume and self.checkpoint is None:
+            msg = "`resume` needs a `checkpoint` file to go on from."
+            raise ValueError(msg)
+        # The compiled loss has its weight built in.
+        if self.kl_warmup and (not isinstance(self.elbo or PathELBO(), PathELBO) or isinstance(self.elbo, JitPathELBO)):
+            msg = f"`kl_warmup` needs a PathELBO, whose weight can change; received {type(self.elbo).__name__}."
+            raise ValueError(msg)
+
+
+class _Progress(NamedTuple):
+    """What a run remembers between steps, apart from parameters and optimiser."""
+
+    losses: list[float]
+    validations: list[tuple[int, float]]
+
+    @property
+    def best_step(self) -> int:
+        return min(self.validations, key=lambda pair: pair[1])[0] if self.validations else len(self.losses)
+
+    def is_stuck(self, patience: int | None) -> bool:
+        """Whether `patience` validations have passed since the best one."""
+        since = sum(step > self.best_step for step, _ in self.validations)
+        return patience is not None and since >= patience
+
+
+def fit(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    batches: Batches,
+    *,
+    steps: int = 1000,
+    learning_rate: float = 1e-2,
+    validation: tuple[Any, ...] | None = None,
+    seed: int = 0,
+    options: FitOptions | None = None,
+) -> FitResult:
+    """Train a model and a guide by stochastic variational inference.
+
+    A step is that of `pyro.infer.SVI`: the loss, its gradients, and an update of the parameters of all param sites;
+    the optimiser is Adam with a limit on the norm of the gradient. Works for any Pyro model and guide, functions or
+    modules. With validation data the best parameters are put back at the end.
+
+    All randomness comes from `seed`: the noise of a step is a function of seed and step alone, validations use the
+    same noise every time, and the global random state is left as it was. So a run that was interrupted and resumed
+    equals one that was not.
+
+    Args:
+        model: Pyro model.
+        guide: Pyro guide.
+        batches: arguments of model and guide: a function of the step (from 0), or a list that is cycled through. The
+            loss of a batch must estimate that of all data: scale it with a subsampled plate or ``poutine.scale``.
+        steps: number of steps in all, those of a resumed run included.
+        learning_rate: of Adam, ``> 0``, at the first step.
+        validation: arguments of model and guide on data that are kept back.
+        seed: same seed, same run.
+        options: the finer settings.
+
+    Returns:
+        Losses, validation losses and what the run did.
+
+    Raises:
+        ValueError: if an argument is out of range; if the loss or a gradient is not finite (the message names the
+            step); if model and guide have nothing to train; if the parameter store holds a parameter of another module
+            under the name of one of these; if a checkpoint is of another seed.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(y):
+        ...     loc = pyro.param("loc", torch.zeros(()))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+        >>> options = FitOptions(progress=False)
+        >>> result = fit(model, lambda y: None, [(torch.ones(10),)], steps=300, learning_rate=0.1, options=options)
+        >>> round(pyro.param("loc").item(), 2)
+        1.0
+    """
+    options = options or FitOptions()
+    if steps < 1 or not learning_rate > 0:
+        msg = f"`steps` must be >= 1 and `learning_rate` > 0, received {steps} and {learning_rate}."
+        raise ValueError(msg)
+    if not callable(batches) and len(batches) == 0:
+        msg = "`batches` is empty; give at least one tuple of arguments."
+        raise ValueError(msg)
+    started = time.perf_counter()
+    batch = batches if callable(batches) else _cycle(batches)
+    run = Run(model, guide, copy(options.elbo) if options.elbo else PathELBO(), seed, batch(0))
+    state, best = _resume(run, options)
+    stop = False
+    with tqdm(total=steps, initial=len(state.losses), disable=not options.progress, desc="fit", unit="step") as bar:
+        while len(state.losses) < steps and not (stop or state.is_stuck(options.patience)):
+            done = len(state.losses)
+            weight = min(1.0, (done + 1) / options.kl_warmup) if options.kl_warmup else 1.0
+            rate = learning_rate * options.decay ** (done / max(steps - 1, 1))
+            loss = run.step(done, batch(done), rate, weight, options.clip)
+            state.losses.append(loss)
+            done, score = done + 1, None
+            if validation is not None and (done % options.validate_every == 0 or done == steps):
+                score = run.validate(done, validation)
+                state.validations.append((done, score))
+                if state.best_step == done:
+                    best = run.snapshot()
+            if options.checkpoint is not None and done % options.checkpoint_every == 0:
+                run.save(options.checkpoint, run.state({**state._asdict(), "best": best}))
+            if options.callback is not None:
+                stop = options.callback(FitStep(done, loss, weight * run.kl_weight, rate, score)) is True
+            bar.set_postfix_str(_postfix(state), refresh=False)
+            bar.update()
+    final = run.state({**state._asdict(), "best": best})
+    if best is not None:
+        run.restore(best)
+    if options.checkpoint is not None:
+        run.save(options.checkpoint, final)
+    seconds = time.perf_counter() - started
+    return FitResult(*state, state.best_step, len(state.losses) < steps, seconds)
+
+
+def _cycle(batches: Sequence[tuple[Any, ...]]) -> Callable[[int], tuple[Any, ...]]:
+    return lambda step: batches[step % len(batches)]
+
+
+def _resume(run: Run, options: FitOptions) -> tuple[_Progress, dict[str, Tensor] | None]:
+    if not options.resume or options.checkpoint is None or not Path(options.checkpoint).exists():
+        return _Progress([], []), None
+    extra = run.load(options.checkpoint)
+    return _Progress(extra["losses"], [tuple(pair) for pair in extra["validations"]]), extra["best"]
+
+
+def _postfix(state: _Progress) -> str:
+    """Mean of the loss over the last steps, which count the more the later they are, and the last validation."""
+    recent = torch.tensor(state.losses[-_WINDOW:], dtype=torch.float64)
+    weights = _SMOOTHING ** torch.arange(len(recent), 0, -1)
+    text = f"loss {float((weights * recent).sum() / weights.sum()):.4g}"
+    return text + (f", validation {state.validations[-1][1]:.4g}" if state.validations else "")

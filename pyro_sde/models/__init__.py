@@ -1,0 +1,44 @@
+"""Ready-made models: Pyro model and guide in one object, with training, posterior and forecast.
+
+Lives here: whole models (`latent_sde.py`), their likelihoods and first states, and what puts series and query times on
+one grid. Everything is sugar over the lower floors, and each part is usable alone.
+Does not live here: guides (`guides`), the training loop and evidence bounds (`infer`), data sets (`data`), scores and
+pictures (`diagnostics`).
+
+To add a likelihood: (1) subclass `Likelihood` in `likelihoods.py`: an elementwise law with 0 in its support; (2) say in
+its docstring what the decoder gives and what the encoder reads; (3) its name in ``_BY_NAME`` if it needs no options, in
+`__all__` and below; (4) one row in the table of `tests/models/conftest.py`, whose contract suite does the rest.
+To add a model: (1) a `PyroModule` in a file of its own with methods `model` and `guide`, plain Pyro functions of
+``(grid, values, mask)``; (2) call `fit_series` and the functions of `prediction.py` and `evaluation.py` for the rest;
+(3) its name below; (4) its test file, with a known law as oracle.
+
+Papers: Li, Wong, Chen, Duvenaud (2020), arXiv 2001.01328; Rubanova, Chen, Duvenaud (2019), arXiv 1907.03907.
+"""
+
+from .evaluation import Evaluation as Evaluation
+from .initial import InitialNormal as InitialNormal
+from .latent_sde import LatentSDE as LatentSDE
+from .likelihoods import BernoulliLikelihood as BernoulliLikelihood
+from .likelihoods import CategoricalLikelihood as CategoricalLikelihood
+from .likelihoods import LaplaceLikelihood as LaplaceLikelihood
+from .likelihoods import Likelihood as Likelihood
+from .likelihoods import NormalLikelihood as NormalLikelihood
+from .likelihoods import PoissonLikelihood as PoissonLikelihood
+from .parts import Architecture as Architecture
+from .parts import Parts as Parts
+from .prediction import PathSamples as PathSamples
+
+__all__ = [
+    "Architecture",
+    "BernoulliLikelihood",
+    "CategoricalLikelihood",
+    "Evaluation",
+    "InitialNormal",
+    "LaplaceLikelihood",
+    "LatentSDE",
+    "Likelihood",
+    "NormalLikelihood",
+    "Parts",
+    "PathSamples",
+    "PoissonLikelihood",
+]
