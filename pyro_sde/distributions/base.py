@@ -15,7 +15,7 @@ from torch.distributions import Distribution, constraints
 
 from .kernels import TransitionKernels
 
-__all__ = ["PathDistribution"]
+__all__ = ["PathDistribution", "check_initial"]
 
 
 class PathDistribution(TorchDistribution, ABC):
@@ -131,9 +131,14 @@ class PathDistribution(TorchDistribution, ABC):
     def expand(
         self, batch_shape: torch.Size | Sequence[int], _instance: PathDistribution | None = None
     ) -> PathDistribution:
-        """The same law with a larger batch shape; the class is kept."""
+        """The same law with a larger batch shape; the class is kept.
+
+        Raises:
+            ValueError: if this law's batch shape does not broadcast to `batch_shape`.
+        """
         batch_shape = torch.Size(batch_shape)
-        if torch.broadcast_shapes(self.batch_shape, batch_shape) != batch_shape:
+        aligned = zip(reversed(self.batch_shape), reversed(batch_shape), strict=False)
+        if len(batch_shape) < len(self.batch_shape) or any(old not in (1, new) for old, new in aligned):
             msg = f"cannot expand a path law of batch shape {tuple(self.batch_shape)} to {tuple(batch_shape)}."
             raise ValueError(msg)
         new = copy.copy(self) if _instance is None else _instance

@@ -111,7 +111,8 @@ class EulerKernels(TransitionKernels):
             difference = self._expand(self.drift - other.total_drift)
             _, rest = self.range.coordinates(difference)
             size = torch.maximum(self._expand(self.drift).abs(), self._expand(other.total_drift).abs())
-            bad = self.moving & ~(rest.abs() <= _tolerance(rest) * (size + size.mean(0)))
+            size = self._scale(size + size.mean(0))
+            bad = self.moving & self._noise_free & ~(rest.abs() <= _tolerance(rest) * size)
             if bad.any():
                 where, place = self._locate(bad)
                 msg = (
@@ -150,7 +151,7 @@ class EulerKernels(TransitionKernels):
         with torch.no_grad():
             if not rest.any():
                 return
-            bad = self.moving & (rest.abs() > _tolerance(rest) * size)
+            bad = self.moving & self._noise_free & (rest.abs() > _tolerance(rest) * self._scale(size))
             if bad.any():
                 where, place = self._locate(bad)
                 msg = (
@@ -159,6 +160,15 @@ class EulerKernels(TransitionKernels):
                     "or use PathNoiseReparam to infer them."
                 )
                 raise ValueError(msg)
+
+    @property
+    def _noise_free(self) -> Tensor:
+        """Where some direction carries no noise, ``(K, ..., 1)``; elsewhere what is outside the range is rounding."""
+        return (self.range.rank < self.state.shape[-1]).unsqueeze(-1)
+
+    def _scale(self, size: Tensor) -> Tensor:
+        """Size that rounding is relative to: a matrix mixes the states, so there it is that of the largest."""
+        return size.amax(-1, keepdim=True) if isinstance(self.noise, MatrixNoise) else size
 
     def _expand(self, vector: Tensor) -> Tensor:
         return vector.expand(torch.broadcast_shapes(vector.shape, self.state.shape))

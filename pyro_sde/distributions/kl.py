@@ -52,7 +52,7 @@ def site_law(fn: object) -> SiteLaw | None:
     reinterpreted = 0
     while isinstance(fn, MaskedDistribution | Independent):
         if isinstance(fn, MaskedDistribution):
-            mask = fn._mask
+            mask = fn._mask if mask is None else torch.as_tensor(mask) & torch.as_tensor(fn._mask)
         else:
             if mask is not None:  # a mask outside `to_event` covers whole events
                 mask = torch.as_tensor(mask)[(..., *[None] * fn.reinterpreted_batch_ndims)]
@@ -86,9 +86,8 @@ def path_kl(q: PathDistribution, p: PathDistribution, path: Tensor) -> Tensor:
     References:
         Li et al. (2020), arXiv 2001.01328, eq. (10).
     """
-    terms = path_terms(q, p, path, closed=True)
-    assert terms.kl is not None  # noqa: S101
-    return terms.kl
+    _check_comparable(q, p)
+    return _initial_kl(q, p, path[..., 0, :]) + q.kernels(path).kl(p.kernels(path)).sum(0)
 
 
 def path_terms(q: PathDistribution, p: PathDistribution, path: Tensor, *, closed: bool) -> PathTerms:
@@ -96,20 +95,24 @@ def path_terms(q: PathDistribution, p: PathDistribution, path: Tensor, *, closed
 
     Drift, diffusion and control of each law are evaluated once for all terms.
     """
-    if q.event_shape[-1] != p.event_shape[-1]:
-        msg = f"guide and model have states of different dimension: {q.event_shape[-1]} and {p.event_shape[-1]}."
-        raise ValueError(msg)
-    q.check_same_grid(p)
-    q_kernels, p_kernels = q.kernels(path), p.kernels(path)
-    first = path[..., 0, :]
     if closed:
-        divergence = _initial_kl(q, p, first) + q_kernels.kl(p_kernels).sum(0)
+        divergence = path_kl(q, p, path)
         zero = divergence.new_zeros(())
         return PathTerms(zero, zero, divergence)
+    _check_comparable(q, p)
+    q_kernels, p_kernels = q.kernels(path), p.kernels(path)
+    first = path[..., 0, :]
     q_kernels.check_absolutely_continuous(p_kernels)
     log_q0, log_p0 = q.initial.log_prob(first), p.initial.log_prob(first)
     _check_initial_ratio(log_q0 - log_p0)
     return PathTerms(log_q0 + q_kernels.log_prob().sum(0), log_p0 + p_kernels.log_prob().sum(0), None)
+
+
+def _check_comparable(q: PathDistribution, p: PathDistribution) -> None:
+    if q.event_shape[-1] != p.event_shape[-1]:
+        msg = f"guide and model have states of different dimension: {q.event_shape[-1]} and {p.event_shape[-1]}."
+        raise ValueError(msg)
+    q.check_same_grid(p)
 
 
 def _initial_kl(q: PathDistribution, p: PathDistribution, first: Tensor) -> Tensor:

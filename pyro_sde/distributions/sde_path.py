@@ -2,9 +2,6 @@ r"""The law of a path of an SDE on a grid."""
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -83,12 +80,11 @@ class SDEPath(PathDistribution):
         for row in self._rows:
             self._check_rows(row)
         self._check_kind("initial", _argument(initial))
-        self._effects: EffectRecorder | None = None
+        self._effects = EffectRecorder(self.sde)
         self._brownian_dim = initial.event_shape[0]
-        batch = torch.broadcast_shapes(
-            grid.batch_shape, initial.batch_shape, *(row.shape[:-2] for row in self._rows if row is not None)
-        )
-        batch = self._probe(torch.Size((*batch, *initial.event_shape)))
+        shapes = [("initial", initial.batch_shape), ("grid", grid.batch_shape)]
+        shapes += [("inputs", row.shape[:-2]) for row in self._rows if row is not None]
+        batch = self._probe(torch.Size((*_broadcast(shapes), *initial.event_shape)))
         super().__init__(initial, batch, grid.num_steps + 1, validate_args=validate_args)
 
     # ---------------------------------------------------------------- construction
@@ -118,14 +114,11 @@ class SDEPath(PathDistribution):
 
     def _probe(self, shape: torch.Size) -> torch.Size:
         """Call the coefficients once: batch shape, Brownian dimension and Pyro effects."""
-        recorder = EffectRecorder()
         z = self.grid.times.new_zeros(shape)
         rows = tuple(None if row is None else _first_row(row) for row in self._rows)
-        with recorder:
+        with self._effects:
             coefficients = self.sde.coefficients(self.grid.times[..., :1], z, rows)
-        if recorder.values:
-            recorder.seal()
-            self._effects = recorder
+        self._effects.seal()
         return self._check_coefficients(coefficients, z)
 
     def _check_coefficients(self, coefficients: Coefficients, z: Tensor) -> torch.Size:
@@ -146,19 +139,11 @@ class SDEPath(PathDistribution):
             raise ValueError(msg)
         for name, value in (("drift", drift), ("diffusion", diffusion), ("control", control)):
             self._check_kind(name, value)
-        batches = [z.shape[:-1], drift.shape[:-1], noise.batch_shape(diffusion)]
-        batches += [] if control is None else [control.shape[:-1]]
-        try:
-            return torch.broadcast_shapes(*batches)
-        except RuntimeError as error:
-            text = "the batch dimensions of drift, diffusion and control must broadcast against the state"
-            msg = f"{text}; received {[tuple(b) for b in batches]}."
-            raise ValueError(msg) from error
+        shapes = [("state", z.shape[:-1]), ("drift", drift.shape[:-1]), ("diffusion", noise.batch_shape(diffusion))]
+        shapes += [] if control is None else [("control", control.shape[:-1])]
+        return _broadcast(shapes)
 
     # ---------------------------------------------------------------- law
-    def _replay(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if self._effects is None else self._effects
-
     def noise_shape(self, batch: torch.Size | None = None) -> torch.Size:
         """Shape ``(*batch, K, M)`` of the standard normal noise that drives a path."""
         batch = self.batch_shape if batch is None else batch
@@ -182,13 +167,14 @@ class SDEPath(PathDistribution):
             ValueError: if `noise` has a wrong shape, or the path is not finite.
         """
         if noise.shape[-2:] != self.noise_shape()[-2:]:
-            msg = f"`noise` must have shape (..., {self.noise_shape()[-2:]}), received {tuple(noise.shape)}."
+            steps, width = self.noise_shape()[-2:]
+            msg = f"`noise` must have shape (..., {steps}, {width}), received {tuple(noise.shape)}."
             raise ValueError(msg)
         return self._integrate(initial, noise.movedim(-2, 0))
 
     def _integrate(self, initial: Tensor, normal: Tensor) -> Tensor:
         self._check_kind("initial", initial)
-        with self._replay():
+        with self._effects:
             path = integrate(EulerMaruyama(), self.sde, self.grid, initial, normal, self._rows)
         self._check_finite(path)
         return path
@@ -212,7 +198,7 @@ class SDEPath(PathDistribution):
         times = _time_first(self.grid.times.unsqueeze(-1), rank)
         steps = _time_first(self.grid.steps.unsqueeze(-1), rank)
         rows = tuple(None if row is None else _time_first(row, rank) for row in self._rows)
-        with self._replay():
+        with self._effects:
             coefficients = self.sde.coefficients(times[:-1], states[:-1], rows)
         return EulerKernels(self.sde.noise, coefficients, states, times, steps)
 
@@ -221,9 +207,7 @@ class SDEPath(PathDistribution):
         if not isinstance(other, SDEPath):
             return
         ours, theirs = self.grid.times.detach(), other.grid.times.detach()
-        round_off = 16 * torch.finfo(ours.dtype).eps * float(ours.abs().max())
-        same = ours.shape[-1] == theirs.shape[-1] and bool(((ours - theirs).abs() <= round_off).all())
-        if not same:
+        if not _same_times(ours, theirs):
             msg = (
                 f"guide and model use different grids: guide {self.grid}, model {other.grid}. Build one TimeGrid and "
                 "pass it to both."
@@ -234,16 +218,14 @@ class SDEPath(PathDistribution):
         with torch.no_grad():
             if bool(torch.isfinite(path[..., -1, :]).all()):
                 return
-            bad = ~torch.isfinite(path)  # (..., T, D)
-            first = int(bad.movedim(-2, 0).flatten(1).any(1).nonzero()[0])
-            dimension = int(bad[..., first, :].reshape(-1, path.shape[-1]).any(0).nonzero()[0])
-            count = int(bad[..., -1, :].any(-1).sum())
-            total = path[..., 0, 0].numel()
-            times = self.grid.times.detach()
-            time = times.reshape(-1, times.shape[-1])[:, first].min().item()
+            bad = ~torch.isfinite(path).movedim(-2, 0)  # (T, ..., D)
+            step, *series, dimension = bad.nonzero()[0].tolist()
+            times = _time_first(self.grid.times.detach().unsqueeze(-1), bad.dim() - 2)
+            time = times.expand(*bad.shape[:-1], 1)[(step, *series)].item()
+            count, total = int(bad.any(0).any(-1).sum()), bad[0, ..., 0].numel()
             site = f" at site '{self.site_name}'" if self.site_name else ""
         msg = (
-            f"SDEPath{site}: the path became non-finite at time {time:g} (step {first} of {self.grid.num_steps}), "
+            f"SDEPath{site}: the path became non-finite at time {time:g} (step {step} of {self.grid.num_steps}), "
             f"dimension {dimension}, in {count} of {total} paths. The drift or diffusion grows too fast for the step: "
             "use a smaller max_step, bounded coefficients, a smaller initial scale of the networks, or gradient "
             "clipping."
@@ -255,6 +237,27 @@ def _time_first(tensor: Tensor, rank: int) -> Tensor:
     """(*batch, T, C) -> (T, 1, ..., *batch, C) with `rank` batch dimensions."""
     tensor = tensor.movedim(-2, 0)
     return tensor.reshape(tensor.shape[0], *[1] * (rank - tensor.dim() + 2), *tensor.shape[1:])
+
+
+def _broadcast(shapes: list[tuple[str, torch.Size]]) -> torch.Size:
+    try:
+        return torch.broadcast_shapes(*(shape for _, shape in shapes))
+    except RuntimeError as error:
+        received = ", ".join(f"`{name}` {tuple(shape)}" for name, shape in shapes)
+        msg = (
+            f"batch shapes must broadcast against each other, received {received}. A tensor with one entry per series "
+            "must have shape (B, 1) in a drift, diffusion or control."
+        )
+        raise ValueError(msg) from error
+
+
+def _same_times(ours: Tensor, theirs: Tensor) -> bool:
+    """Equal to round-off, where batch dimensions broadcast."""
+    pairs = zip(reversed(ours.shape), reversed(theirs.shape), strict=False)
+    if ours.shape[-1] != theirs.shape[-1] or any(a != b and 1 not in (a, b) for a, b in pairs):
+        return False
+    round_off = 16 * torch.finfo(ours.dtype).eps * float(ours.abs().max())
+    return bool(((ours - theirs).abs() <= round_off).all())
 
 
 def _first_row(row: Tensor) -> Tensor:
