@@ -22,7 +22,6 @@ from .library import StochasticLorenz as StochasticLorenz
 from .library import UnderdampedLangevin as UnderdampedLangevin
 
 __all__ = [
-    "SDE",
     "BrownianMotion",
     "Coefficients",
     "ControlledSDE",
@@ -30,6 +29,7 @@ __all__ = [
     "GeometricBrownianMotion",
     "NeuralSDE",
     "OrnsteinUhlenbeck",
+    "SDE",
     "StochasticLorenz",
     "UnderdampedLangevin",
 ]

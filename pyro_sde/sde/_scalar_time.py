@@ -17,6 +17,7 @@ class ScalarTime(nn.Module):
         self.method = method
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        """Coefficient at times ``(..., 1)`` and states ``(..., D)``."""
         function = getattr(self.sde, self.method)
         batch = torch.broadcast_shapes(t.shape[:-1], z.shape[:-1])
         states = z.expand(*batch, z.shape[-1]).reshape(-1, z.shape[-1])

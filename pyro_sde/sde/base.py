@@ -12,7 +12,7 @@ from ..nn.mlp import SplitNet
 from ._scalar_time import ScalarTime
 from .noise import Noise, noise_structure
 
-__all__ = ["SDE", "Coefficients", "ControlledSDE"]
+__all__ = ["Coefficients", "ControlledSDE", "SDE"]
 
 Rows = tuple[Tensor | None, ...]
 

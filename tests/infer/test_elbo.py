@@ -26,7 +26,8 @@ def losses(elbo, problem, repeats=4):
 
 def gradient(elbo, model, guide):
     """Gradients of all parameters of one evaluation, concatenated."""
-    pyro.get_param_store().clear()
+    if not isinstance(elbo, JitTrace_ELBO):  # a compiled loss asks the store for parameters by name
+        pyro.get_param_store().clear()
     with poutine.trace(param_only=True) as capture:
         elbo.loss_and_grads(model, guide)
     sites = sorted(capture.trace.nodes.items())  # JIT asks for parameters in another order
