@@ -53,9 +53,10 @@ class EulerKernels(TransitionKernels):
         self.next_state = path[1:]
         self.times = times
         self.moving = steps > 0
+        self._all_moving = bool(self.moving.all())
         # The one place where a step size is divided by or its logarithm taken: padded steps count as 1, then drop out.
         self.safe_steps = torch.where(self.moving, steps, torch.ones_like(steps))
-        self.diffusion = noise.expand(coefficients.diffusion, self.state)
+        self.diffusion = noise.widen(coefficients.diffusion, path.shape[-1])
         self.drift = coefficients.drift
         self.control = coefficients.control
         self.total_drift = coefficients.total_drift(noise)
@@ -74,14 +75,17 @@ class EulerKernels(TransitionKernels):
         Raises:
             ValueError: if the path leaves the support on directions without noise.
         """
-        residual = self.next_state - self.state - self.total_drift * self.safe_steps
-        standard, rest = self.range.coordinates(residual)
-        size = self.state.abs() + self.next_state.abs() + (self.total_drift * self.safe_steps).abs()
-        self._check_support(rest, size)
+        standard, rest = self.range.coordinates(self.residual())
+        if not self.range.full:
+            self._check_support(rest)
         steps = self.safe_steps.squeeze(-1)
         quadratic = standard.square().sum(-1) / steps
-        log_prob = -0.5 * (quadratic + self.range.rank * (steps.log() + _LOG_2PI)) - self.range.log_volume
-        return torch.where(self.moving.squeeze(-1), log_prob, torch.zeros_like(log_prob))
+        constant = 0.5 * self.range.rank * (steps.log() + _LOG_2PI) + self.range.log_volume
+        return self._where_moving(-0.5 * quadratic - constant)
+
+    def residual(self) -> Tensor:
+        """Increments of the path beyond drift and control, ``(K, ..., D)``; that of a padded step means nothing."""
+        return self.next_state - self.state - self.total_drift * self.safe_steps
 
     def kl(self, other: TransitionKernels) -> Tensor:
         r""":math:`\tfrac12 |u_k|^2 h_k` with :math:`\sigma_k u_k` the difference of the two drifts.
@@ -97,8 +101,7 @@ class EulerKernels(TransitionKernels):
         control, _ = self.range.coordinates(self._expand(self.drift - other.total_drift))
         if self.control is not None:
             control = control + self.range.project(self.control)
-        energy = 0.5 * control.square().sum(-1) * self.safe_steps.squeeze(-1)
-        return torch.where(self.moving.squeeze(-1), energy, torch.zeros_like(energy))
+        return self._where_moving(0.5 * control.square().sum(-1) * self.safe_steps.squeeze(-1))
 
     def check_absolutely_continuous(self, other: TransitionKernels) -> None:
         """Same diffusion, and a difference of drifts inside its range, wherever time moves."""
@@ -106,7 +109,7 @@ class EulerKernels(TransitionKernels):
             raise NotImplementedError
         with torch.no_grad():
             self._check_same_diffusion(other)
-            if not isinstance(self.noise, MatrixNoise) and bool((self.diffusion != 0).all()):
+            if self.range.full:
                 return
             difference = self._expand(self.drift - other.total_drift)
             _, rest = self.range.coordinates(difference)
@@ -147,10 +150,15 @@ class EulerKernels(TransitionKernels):
             )
             raise ValueError(msg)
 
-    def _check_support(self, rest: Tensor, size: Tensor) -> None:
+    def _where_moving(self, term: Tensor) -> Tensor:
+        """The term, 0 on padded steps."""
+        return term if self._all_moving else torch.where(self.moving.squeeze(-1), term, term.new_zeros(()))
+
+    def _check_support(self, rest: Tensor) -> None:
         with torch.no_grad():
             if not rest.any():
                 return
+            size = self.state.abs() + self.next_state.abs() + (self.total_drift * self.safe_steps).abs()
             bad = self.moving & self._noise_free & (rest.abs() > _tolerance(rest) * self._scale(size))
             if bad.any():
                 where, place = self._locate(bad)

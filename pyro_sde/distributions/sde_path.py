@@ -182,8 +182,7 @@ class SDEPath(PathDistribution):
     def noise_of(self, path: Tensor) -> Tensor:
         """Standard normal noise ``(..., K, M)`` that drives a path; 0 on padded steps and directions without noise."""
         kernels = self.kernels(path)
-        residual = kernels.next_state - kernels.state - kernels.total_drift * kernels.safe_steps
-        standard, _ = kernels.range.coordinates(residual)
+        standard, _ = kernels.range.coordinates(kernels.residual())
         standard = torch.where(kernels.moving, standard / kernels.safe_steps.sqrt(), torch.zeros_like(standard))
         return standard.movedim(0, -2)
 

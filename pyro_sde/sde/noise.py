@@ -21,10 +21,12 @@ class DiffusionRange(ABC):
     Attributes:
         rank: number of independent noisy directions, ``(...)``.
         log_volume: :math:`\tfrac12 \log \mathrm{pdet}(\sigma \sigma^\top)`, ``(...)``.
+        full: True if every direction carries noise everywhere: then nothing lies outside the range.
     """
 
     rank: Tensor
     log_volume: Tensor
+    full: bool
 
     @abstractmethod
     def coordinates(self, vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,8 +65,12 @@ class Noise(ABC):
         """Diffusion broadcast to the leading dimensions of `state` (a view)."""
 
     @abstractmethod
+    def widen(self, diffusion: Tensor, state_dim: int) -> Tensor:
+        """Diffusion with all D of its rows, but no leading dimensions added: one value stays one value."""
+
+    @abstractmethod
     def range_of(self, diffusion: Tensor) -> DiffusionRange:
-        """Geometry of the range of an expanded diffusion."""
+        """Geometry of the range of a diffusion with all its rows; its leading dimensions broadcast with vectors."""
 
     @abstractmethod
     def shape_error(self, diffusion: Tensor, state: Tensor) -> str | None:
@@ -74,17 +80,20 @@ class Noise(ABC):
 class _DiagonalRange(DiffusionRange):
     def __init__(self, diffusion: Tensor) -> None:
         self.noisy = diffusion != 0
+        self.full = bool(self.noisy.all())
         # The one place where a diagonal diffusion is divided by: noise-free entries are replaced before, not after.
-        self.safe = torch.where(self.noisy, diffusion, torch.ones_like(diffusion))
+        self.safe = diffusion if self.full else torch.where(self.noisy, diffusion, torch.ones_like(diffusion))
         self.rank = self.noisy.sum(-1).to(diffusion.dtype)
         self.log_volume = self.safe.abs().log().sum(-1)
 
     def coordinates(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        zero = torch.zeros_like(vector)
+        zero = vector.new_zeros(())
+        if self.full:
+            return vector / self.safe, zero.expand(vector.shape)
         return torch.where(self.noisy, vector / self.safe, zero), torch.where(self.noisy, zero, vector)
 
     def project(self, control: Tensor) -> Tensor:
-        return torch.where(self.noisy, control, torch.zeros_like(control))
+        return control if self.full else torch.where(self.noisy, control, control.new_zeros(()))
 
 
 class DiagonalNoise(Noise):
@@ -109,6 +118,10 @@ class DiagonalNoise(Noise):
     def expand(self, diffusion: Tensor, state: Tensor) -> Tensor:
         """Broadcast ``(..., D)``."""
         return diffusion.expand(torch.broadcast_shapes(diffusion.shape, state.shape))
+
+    def widen(self, diffusion: Tensor, state_dim: int) -> Tensor:
+        """Last axis broadcast to D."""
+        return diffusion.expand(*diffusion.shape[:-1], state_dim)
 
     def range_of(self, diffusion: Tensor) -> DiffusionRange:
         """Entries that are not zero."""
@@ -156,6 +169,7 @@ class _MatrixRange(DiffusionRange):
             self.factor = torch.linalg.cholesky(self.diffusion @ self.diffusion.mT + null_space)
             self.rank = (diffusion.shape[-2] - nullity).to(self.dtype)
             filled = nullity * scale.log()
+        self.full = self.regular and diffusion.shape[-1] >= diffusion.shape[-2]
         log_det = 2 * self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         self.log_volume = 0.5 * (log_det - filled).to(self.dtype)
 
@@ -211,6 +225,10 @@ class MatrixNoise(Noise):
         """Broadcast ``(..., D, M)``."""
         batch = torch.broadcast_shapes(diffusion.shape[:-2], state.shape[:-1])
         return diffusion.expand(*batch, *diffusion.shape[-2:])
+
+    def widen(self, diffusion: Tensor, state_dim: int) -> Tensor:  # noqa: ARG002
+        """A matrix has all its rows."""
+        return diffusion
 
     def range_of(self, diffusion: Tensor) -> DiffusionRange:
         """Pseudo-inverse geometry of the matrix."""
