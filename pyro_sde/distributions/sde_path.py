@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ..ops.grid import TimeGrid
+from ..ops.layout import time_first
 from ..sde.base import SDE, Coefficients
 from ..solvers.fixed import EulerMaruyama, integrate
 from .base import PathDistribution, check_initial
@@ -193,10 +194,10 @@ class SDEPath(PathDistribution):
             raise ValueError(msg)
         # Batch dimensions of captured tensors stand right of time, so the path gets the rank that the probe found.
         rank = max(path.dim() - 2, len(self.batch_shape))
-        states = _time_first(path, rank)
-        times = _time_first(self.grid.times.unsqueeze(-1), rank)
-        steps = _time_first(self.grid.steps.unsqueeze(-1), rank)
-        rows = tuple(None if row is None else _time_first(row, rank) for row in self._rows)
+        states = time_first(path, rank)
+        times = time_first(self.grid.times.unsqueeze(-1), rank)
+        steps = time_first(self.grid.steps.unsqueeze(-1), rank)
+        rows = tuple(None if row is None else time_first(row, rank) for row in self._rows)
         with self._effects:
             coefficients = self.sde.coefficients(times[:-1], states[:-1], rows)
         return EulerKernels(self.sde.noise, coefficients, states, times, steps)
@@ -219,7 +220,7 @@ class SDEPath(PathDistribution):
                 return
             bad = ~torch.isfinite(path).movedim(-2, 0)  # (T, ..., D)
             step, *series, dimension = bad.nonzero()[0].tolist()
-            times = _time_first(self.grid.times.detach().unsqueeze(-1), bad.dim() - 2)
+            times = time_first(self.grid.times.detach().unsqueeze(-1), bad.dim() - 2)
             time = times.expand(*bad.shape[:-1], 1)[(step, *series)].item()
             count, total = int(bad.any(0).any(-1).sum()), bad[0, ..., 0].numel()
             site = f" at site '{self.site_name}'" if self.site_name else ""
@@ -230,12 +231,6 @@ class SDEPath(PathDistribution):
             "clipping."
         )
         raise ValueError(msg)
-
-
-def _time_first(tensor: Tensor, rank: int) -> Tensor:
-    """(*batch, T, C) -> (T, 1, ..., *batch, C) with `rank` batch dimensions."""
-    tensor = tensor.movedim(-2, 0)
-    return tensor.reshape(tensor.shape[0], *[1] * (rank - tensor.dim() + 2), *tensor.shape[1:])
 
 
 def _broadcast(shapes: list[tuple[str, torch.Size]]) -> torch.Size:

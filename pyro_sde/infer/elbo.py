@@ -230,9 +230,9 @@ def _check_finite(site: Any) -> None:  # noqa: ANN401 (a Pyro message)
     total = site["log_prob_sum"]
     if isinstance(total, Tensor) and not bool(torch.isfinite(total.detach())):
         msg = (
-            f"site '{site['name']}': log_prob is {float(total.detach())}. If values are missing (NaN), mask them in the "
-            "likelihood; if a scale or rate can reach 0 or infinity, bound it; if a path has grown without limit, use "
-            "a smaller max_step, learning rate or initial scale of the networks."
+            f"site '{site['name']}': log_prob is {float(total.detach())}. If values are missing (NaN), mask them in "
+            "the likelihood; if a scale or rate can reach 0 or infinity, bound it; if a path has grown without limit, "
+            "use a smaller max_step, learning rate or initial scale of the networks."
         )
         raise ValueError(msg)
 

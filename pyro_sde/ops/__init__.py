@@ -8,5 +8,6 @@ docstring, (3) its names in `__all__` and below, (4) tests against a dense brute
 """
 
 from .grid import TimeGrid as TimeGrid
+from .layout import time_first as time_first
 
-__all__ = ["TimeGrid"]
+__all__ = ["TimeGrid", "time_first"]

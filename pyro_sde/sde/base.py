@@ -91,6 +91,11 @@ class SDE(nn.Module):
         self.inputs: Tensor | None
         self.register_buffer("inputs", None, persistent=False)  # bound rows move with the module
 
+    @property
+    def takes_all_times(self) -> bool:
+        """Whether drift and diffusion take many times in one call as fast as one, unlike those of `from_torchsde`."""
+        return not any(isinstance(module, ScalarTime) for module in self.modules())
+
     @classmethod
     def from_torchsde(cls, sde: object) -> SDE:
         """SDE with the coefficients of a torchsde-style object (`f`, `g`, `noise_type`, `sde_type`).

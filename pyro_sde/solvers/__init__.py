@@ -11,7 +11,7 @@ Papers: Kloeden and Platen (1992), Numerical Solution of Stochastic Differential
 
 from .base import Solver as Solver
 from .fixed import EulerMaruyama as EulerMaruyama
-from .fixed import brownian_increments as brownian_increments
 from .fixed import integrate as integrate
+from .loop import brownian_increments as brownian_increments
 
 __all__ = ["EulerMaruyama", "Solver", "brownian_increments", "integrate"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import repeat
-
 import torch
 from torch import Tensor
 
@@ -11,8 +9,10 @@ from ..ops.grid import TimeGrid
 from ..sde.base import SDE, Coefficients
 from ..sde.noise import Noise
 from .base import Solver
+from .gradient import prefers_parallel, unroll_parallel
+from .loop import unroll
 
-__all__ = ["EulerMaruyama", "brownian_increments", "integrate"]
+__all__ = ["EulerMaruyama", "integrate"]
 
 
 class EulerMaruyama(Solver):
@@ -38,17 +38,6 @@ class EulerMaruyama(Solver):
         return torch.addcmul(z, drift, dt) + noise.apply(diffusion, driver)
 
 
-def brownian_increments(steps: Tensor, standard_normal: Tensor) -> Tensor:
-    r"""Increments :math:`\sqrt{h_k}\,\epsilon_k` of Brownian motion; zero, with zero gradient, where a step is padded.
-
-    Shape:
-        steps: ``(K, ..., 1)`` · standard_normal: ``(K, ..., M)`` · returns ``(K, ..., M)``.
-    """
-    moving = steps > 0
-    root = torch.where(moving, steps, torch.ones_like(steps)).sqrt()  # the derivative of sqrt at 0 is infinite
-    return standard_normal * torch.where(moving, root, torch.zeros_like(root))
-
-
 def integrate(
     solver: Solver,
     sde: SDE,
@@ -59,7 +48,9 @@ def integrate(
 ) -> Tensor:
     """Path of an Itô SDE on a grid, driven by given noise.
 
-    Cost: K sequential steps; memory for the path and whatever autograd keeps of the coefficients.
+    Cost: K sequential steps. Gradients come from autograd through the loop or, where that is faster, from the
+    time-parallel backward pass of `gradient.py`; both are exact, and ``pyro.settings.set(pyro_sde_backward="loop")``
+    or "parallel" chooses one.
 
     Shape:
         initial: ``(..., D)`` · standard_normal: ``(K, ..., M)`` · rows: ``(*batch, K, C)`` each, from `SDE.bind_rows` ·
@@ -71,26 +62,12 @@ def integrate(
     if sde.sde_type != "ito":
         msg = "`sde` must be an Itô SDE, received a Stratonovich one, whose drift differs. Pass `sde.ito()`."
         raise ValueError(msg)
-    z = initial
     if grid.num_steps == 0:
-        return z.unsqueeze(-2)
-    times = grid.times.unsqueeze(-1).unbind(-2)
-    steps = grid.steps.unsqueeze(-1)
-    # (*batch, K, 1) -> (K, 1, ..., *batch, 1), and the same for the noise: either may have more dimensions
-    rank = max(steps.dim(), standard_normal.dim())
-    increments = brownian_increments(_pad(steps.movedim(-2, 0), rank), _pad(standard_normal, rank)).unbind(0)
-    step_sizes = steps.unbind(-2)
-    evaluate, rows = sde.evaluator(rows)
-    slices = zip(*(repeat(None) if row is None else row.unbind(-2) for row in rows), strict=False)
-    noise, step, states = sde.noise, solver.step, [z]
-    for t, dt, increment, row in zip(times, step_sizes, increments, slices, strict=False):  # times has one more
-        z = step(noise, z, dt, increment, evaluate(t, z, row))
-        states.append(z)
-    states[0] = initial.expand(z.shape)  # grid or coefficients may have more batch dimensions than the first state
+        return initial.unsqueeze(-2)
+    states = None
+    if prefers_parallel(sde, grid, initial):
+        states = unroll_parallel(solver, sde, grid, initial, standard_normal, rows)
+    if states is None:
+        states = unroll(solver, sde, grid, initial, standard_normal, rows)
     # Stacked with time first and viewed with time at -2: later calls for all times at once then need no copy.
-    return torch.stack(states).movedim(0, -2)
-
-
-def _pad(tensor: Tensor, rank: int) -> Tensor:
-    """(K, ..., C) -> (K, 1, ..., ..., C) with `rank` dimensions."""
-    return tensor.reshape(tensor.shape[0], *[1] * (rank - tensor.dim()), *tensor.shape[1:])
+    return states.movedim(0, -2)
