@@ -51,7 +51,7 @@ def prefers_parallel(sde: SDE, grid: TimeGrid, initial: Tensor) -> bool:
         return BACKWARD == "parallel"
     if grid.num_steps < 8 or not sde.takes_all_times:
         return False
-    size = sum(parameter.numel() for parameter in sde.parameters()) + initial.shape[-1]
+    size = sde.parameters_per_step + initial.shape[-1]
     rows = max(initial[..., 0].numel(), grid.times[..., 0].numel())
     return rows * size * (initial.shape[-1] + 3) <= _PARALLEL_WORK
 
