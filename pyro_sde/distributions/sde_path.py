@@ -161,6 +161,8 @@ class SDEPath(PathDistribution):
     def solve(self, initial: Tensor, noise: Tensor) -> Tensor:
         r"""Path driven by given standard normal noise; the inverse of `noise_of`.
 
+        A smooth function of its arguments: gradients go through the loop, so that Hessians exist.
+
         Shape:
             initial: ``(..., D)`` · noise: ``(..., K, M)`` · returns ``(..., K + 1, D)``.
 
@@ -171,12 +173,12 @@ class SDEPath(PathDistribution):
             steps, width = self.noise_shape()[-2:]
             msg = f"`noise` must have shape (..., {steps}, {width}), received {tuple(noise.shape)}."
             raise ValueError(msg)
-        return self._integrate(initial, noise.movedim(-2, 0))
+        return self._integrate(initial, noise.movedim(-2, 0), backward="loop")
 
-    def _integrate(self, initial: Tensor, normal: Tensor) -> Tensor:
+    def _integrate(self, initial: Tensor, normal: Tensor, backward: str = "auto") -> Tensor:
         self._check_kind("initial", initial)
         with self._effects:
-            path = integrate(EulerMaruyama(), self.sde, self.grid, initial, normal, self._rows)
+            path = integrate(EulerMaruyama(), self.sde, self.grid, initial, normal, self._rows, backward=backward)
         self._check_finite(path)
         return path
 

@@ -45,12 +45,14 @@ def integrate(
     initial: Tensor,
     standard_normal: Tensor,
     rows: tuple[Tensor | None, ...],
+    *,
+    backward: str = "auto",
 ) -> Tensor:
     """Path of an Itô SDE on a grid, driven by given noise.
 
     Cost: K sequential steps. Gradients come from autograd through the loop or, where that is faster, from the
-    time-parallel backward pass of `gradient.py`; both are exact, and ``pyro.settings.set(pyro_sde_backward="loop")``
-    or "parallel" chooses one.
+    time-parallel backward pass of `gradient.py`, which cannot be differentiated twice. Both are exact;
+    ``pyro.settings.set(pyro_sde_backward="loop")`` or "parallel" chooses one, before `backward` is asked.
 
     Shape:
         initial: ``(..., D)`` · standard_normal: ``(K, ..., M)`` · rows: ``(*batch, K, C)`` each, from `SDE.bind_rows` ·
@@ -65,7 +67,7 @@ def integrate(
     if grid.num_steps == 0:
         return initial.unsqueeze(-2)
     states = None
-    if prefers_parallel(sde, grid, initial):
+    if prefers_parallel(sde, grid, initial, backward):
         states = unroll_parallel(solver, sde, grid, initial, standard_normal, rows)
     if states is None:
         states = unroll(solver, sde, grid, initial, standard_normal, rows)

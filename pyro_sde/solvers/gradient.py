@@ -39,16 +39,18 @@ def _check_backward(value: str) -> None:
         raise ValueError(msg)
 
 
-def prefers_parallel(sde: SDE, grid: TimeGrid, initial: Tensor) -> bool:
+def prefers_parallel(sde: SDE, grid: TimeGrid, initial: Tensor, backward: str = "auto") -> bool:
     """Whether the time-parallel backward pass is worth it: the one place where this is decided.
 
     Never without autograd, in a trace or under functional transforms, and never for coefficients that take one time
-    at a time. Results do not depend on the answer beyond round-off.
+    at a time. Results do not depend on the answer beyond round-off. The setting ``pyro_sde_backward`` decides, unless
+    it is "auto"; then `backward` does, unless that is "auto" too.
     """
     if not torch.is_grad_enabled() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         return False
-    if BACKWARD != "auto":
-        return BACKWARD == "parallel"
+    wanted = backward if BACKWARD == "auto" else BACKWARD
+    if wanted != "auto":
+        return wanted == "parallel"
     if grid.num_steps < 8 or not sde.takes_all_times:
         return False
     size = sde.parameters_per_step + initial.shape[-1]

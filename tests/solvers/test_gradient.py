@@ -149,6 +149,19 @@ def test_second_derivatives_are_refused_and_available_from_the_loop():
     assert torch.autograd.grad(first, rate)[0].isfinite()
 
 
+def test_solving_for_given_noise_can_be_differentiated_twice_unless_told_otherwise():
+    law = law_of(lambda t, z: -z - z**3 / 10, batch=1)
+    noise, start = torch.randn(law.noise_shape()), torch.zeros(1, 2)
+
+    def energy(n):
+        return law.solve(start, n).square().sum()
+
+    hessian = torch.autograd.functional.hessian(energy, noise)
+    assert hessian.isfinite().all()
+    with pyro.settings.context(pyro_sde_backward="parallel"), pytest.raises(RuntimeError, match="differentiated twice"):
+        torch.autograd.functional.hessian(energy, noise)
+
+
 def test_random_weights_in_a_drift_keep_their_gradient():
     grid = TimeGrid(torch.tensor([0.0, 1.0]), max_step=0.1)
 
