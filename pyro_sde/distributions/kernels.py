@@ -60,14 +60,8 @@ class EulerKernels(TransitionKernels):
         self.drift = coefficients.drift
         self.control = coefficients.control
         self.total_drift = coefficients.total_drift(noise)
-        self._range: DiffusionRange | None = None
-
-    @property
-    def range(self) -> DiffusionRange:
-        """Geometry of the diffusion, computed once."""
-        if self._range is None:
-            self._range = self.noise.range_of(self.diffusion)
-        return self._range
+        # Here and not on demand: whoever asks first may do so without autograd, and the density needs the gradient.
+        self.range: DiffusionRange = noise.range_of(self.diffusion)
 
     def log_prob(self) -> Tensor:
         """Gaussian log-density of the increments.

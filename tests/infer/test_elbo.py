@@ -265,6 +265,45 @@ def test_scores_of_a_non_reparameterised_path_are_used():
         assert ((score.mean(0) - path.mean(0)).abs() / error).max() < 4
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("noise_type", ["diagonal", "degenerate", "general"])
+def test_gradients_reach_a_diffusion_that_guide_and_model_share(kind, noise_type):
+    grid = TimeGrid(torch.tensor([0.0, 1.0]), max_step=0.25)
+    initial = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    shape = {"diagonal": torch.ones(2), "degenerate": torch.tensor([1.0, 0.0]), "general": torch.eye(2) + 0.3}[
+        noise_type
+    ]
+
+    def prior(sigma):
+        sde_type = "general" if noise_type == "general" else "diagonal"
+        return SDE(lambda t, z: -z, lambda t, z: sigma * shape, noise_type=sde_type)
+
+    def law(sigma):
+        return SDEPath(prior(sigma).controlled(lambda t, z: 0.5 + z), initial, grid)
+
+    def model():
+        pyro.sample("z", SDEPath(prior(pyro.param("sigma", torch.tensor(0.8))), initial, grid))
+
+    def guide():
+        pyro.sample("z", law(pyro.param("sigma", torch.tensor(0.8))))
+
+    torch.manual_seed(2)
+    ours = gradient(PathELBO(kind), model, guide)
+    torch.manual_seed(2)
+    sigma = torch.tensor(0.8, requires_grad=True)
+    q, p = law(sigma), SDEPath(prior(sigma), initial, grid)
+    z = q.rsample()
+    if kind == "closed":
+        loss = path_kl(q, p, z)
+    elif kind == "full":
+        loss = q.log_prob(z) - p.log_prob(z)
+    else:  # the density of q with its own parameters held fixed
+        loss = law(sigma.detach()).log_prob(z) - p.log_prob(z) if noise_type != "degenerate" else None
+    if loss is not None:  # off the support of the fixed law there is no such density
+        torch.testing.assert_close(ours[0], torch.autograd.grad(loss, sigma)[0])
+    assert ours[0] != 0
+
+
 # ---------------------------------------------------------------- weights and wrappers
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("weight", [0.0, 0.3])
