@@ -10,7 +10,32 @@ To add one: (1) a module with a noun as its name, (2) build on an official Pyro 
 Papers: Roeder et al. (2017), arXiv 1703.09194; Xu et al. (2022), arXiv 2102.06559.
 """
 
+from .auto import AutoSDE as AutoSDE
+from .check import Finding as Finding
+from .check import check as check
+from .checkpoint import load as load
+from .checkpoint import save as save
 from .elbo import JitPathELBO as JitPathELBO
 from .elbo import PathELBO as PathELBO
+from .fit import FitOptions as FitOptions
+from .fit import FitResult as FitResult
+from .fit import FitStep as FitStep
+from .fit import fit as fit
+from .reparam import PathNoiseReparam as PathNoiseReparam
+from .streams import minibatches as minibatches
 
-__all__ = ["JitPathELBO", "PathELBO"]
+__all__ = [
+    "AutoSDE",
+    "Finding",
+    "FitOptions",
+    "FitResult",
+    "FitStep",
+    "JitPathELBO",
+    "PathELBO",
+    "PathNoiseReparam",
+    "check",
+    "fit",
+    "load",
+    "minibatches",
+    "save",
+]
