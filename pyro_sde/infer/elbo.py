@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pyro.distributions.score_parts import ScoreParts
-from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import JitTrace_ELBO, Trace_ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.trace_struct import Trace
@@ -16,8 +16,10 @@ from pyro.util import check_if_enumerated, check_site_shape
 from torch import Tensor
 
 from ..distributions.kl import SiteLaw, path_terms, site_law
+from ._mean_field import warn_mean_field
 from .coverage import uncovered_parameters
-from .traces import CutValues, TracePair, matched_traces, sampled_traces
+from .landing import frozen_guide, land, land_by_difference
+from .traces import TracePair, matched_traces, sampled_traces
 
 __all__ = ["JitPathELBO", "PathELBO"]
 
@@ -73,12 +75,13 @@ class PathELBO(Trace_ELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
     ) -> tuple[Trace, Trace]:
         """Traces with log-probabilities and score parts as this estimator wants them."""
-        pair, cuts = sampled_traces(model, guide, args, kwargs)
+        raw, cuts = sampled_traces(model, guide, args, kwargs)
         if not self._coverage_checked:
             self._coverage_checked = True
-            _warn_uncovered(pair, model, guide)
-        paths = _path_sites(pair)
-        pair = matched_traces(pair, self.max_plate_nesting)
+            _warn_uncovered(raw, model, guide)
+            warn_mean_field(raw)
+        paths = _path_sites(raw)
+        pair = matched_traces(raw, self.max_plate_nesting)
         for name, (q, p) in paths.items():
             self._score_path(pair, name, q, p)
         pair.model.compute_log_prob()
@@ -92,7 +95,13 @@ class PathELBO(Trace_ELBO):
                 _check_no_overcount(site, self.max_plate_nesting)
                 _check_finite(site)
         if self.kl == "stl" and torch.is_grad_enabled():
-            _stick_the_landing(pair.guide, cuts)
+            if torch.jit.is_tracing():
+                frozen = frozen_guide(raw.guide, guide, args, kwargs)
+                for name in paths:
+                    frozen.nodes[name]["scale"] = frozen.nodes[name]["scale"] * self.kl_weight
+                land_by_difference(pair.guide, frozen)
+            else:
+                land(pair.guide, cuts)
         return pair.model, pair.guide
 
     def _score_path(self, pair: TracePair, name: str, q: SiteLaw | None, p: SiteLaw | None) -> None:
@@ -191,38 +200,6 @@ def _fill_model(site: Any, log_prob: Tensor) -> None:  # noqa: ANN401
 def _fill_guide(site: Any, parts: ScoreParts) -> None:  # noqa: ANN401
     _fill_model(site, parts.log_prob)
     site["score_parts"] = parts.scale_and_mask(site["scale"], site["mask"])
-
-
-def _stick_the_landing(guide_trace: Trace, cuts: CutValues) -> None:
-    r"""Give every entropy term the gradient of :math:`\log q_{\bar\phi}(z_\phi)`, jointly over all sites.
-
-    With :math:`g_i = \partial_{z_i} \sum_j \log q_j` at fixed parameters, the entropy term of site i becomes
-    :math:`\log q_i + g_i \cdot (z_i - \bar z_i)`: its value is unchanged and its gradient is :math:`g_i\,dz_i/d\phi`.
-    Scales and masks of the sites are in :math:`\log q_j` already.
-    """
-    names = [name for name in cuts.values if name in guide_trace.nodes]
-    joint = [site["log_prob"].sum() for site in _reparameterised(guide_trace)]
-    total = sum(joint, start=torch.zeros(()))
-    if not names or not total.requires_grad:
-        return
-    values = [cuts.values[name] for name in names]
-    with cuts.cut():
-        gradients = torch.autograd.grad(total, values, retain_graph=True, allow_unused=True)
-    for name, value, gradient in zip(names, values, gradients, strict=True):
-        site = guide_trace.nodes[name]
-        entropy = site["log_prob"].detach().sum()
-        if gradient is not None:
-            entropy = entropy + (gradient * (value - value.detach())).sum()
-        parts = site["score_parts"]
-        site["score_parts"] = ScoreParts(parts.log_prob, parts.score_function, entropy)
-
-
-def _reparameterised(guide_trace: Trace) -> list[Any]:
-    return [
-        site
-        for site in guide_trace.nodes.values()
-        if site["type"] == "sample" and is_identically_zero(site["score_parts"].score_function)
-    ]
 
 
 def _check_finite(site: Any) -> None:  # noqa: ANN401 (a Pyro message)

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-__all__ = ["DiagonalNoise", "DiffusionRange", "MatrixNoise", "Noise", "noise_structure"]
+__all__ = ["DiagonalNoise", "DiffusionRange", "MatrixNoise", "Noise", "noise_structure", "trailing_singleton"]
 
 
 class DiffusionRange(ABC):
@@ -129,7 +129,7 @@ class DiagonalNoise(Noise):
 
     def shape_error(self, diffusion: Tensor, state: Tensor) -> str | None:
         """Anything that broadcasts to ``(..., D)`` is right; a trailing singleton axis is not."""
-        if diffusion.shape[:-1] == state.shape and diffusion.dim() > 0:
+        if trailing_singleton(diffusion, state):
             return 'squeeze the last axis or set noise_type="general"'
         if diffusion.dim() and diffusion.shape[-1] not in (1, state.shape[-1]):
             return "it must broadcast against the state"
@@ -241,6 +241,15 @@ class MatrixNoise(Noise):
         if self.columns is not None and diffusion.shape[-1] != self.columns:
             return 'scalar noise has one Brownian motion: return (*batch, D, 1), or set noise_type="general"'
         return None
+
+
+def trailing_singleton(value: Tensor, state: Tensor) -> bool:
+    """Whether a coefficient has an axis of size 1 too many, as (B, D, 1) for states (B, D).
+
+    A captured (B, 1) tensor times states (D,) without a batch has shape (B, D), and is right also if B = D.
+    """
+    one_too_many = value.dim() > 0 and value.shape[-1] == 1 and value.shape[:-1] == state.shape
+    return one_too_many and state.numel() > 1
 
 
 _STRUCTURES: dict[str, Noise] = {

@@ -19,6 +19,9 @@ from pyro_sde.infer.checkpoint import load, save
 from pyro_sde.nn import ControlNet
 from pyro_sde.sde import NeuralSDE, OrnsteinUhlenbeck
 
+# AutoNormal stands here for any Pyro guide with parameters of its own; that it is bad for paths does not matter.
+pytestmark = pytest.mark.filterwarnings("ignore:site 'z'. the guide treats the states of the path as independent")
+
 TIMES = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
 VALUES = torch.tensor([0.3, -0.4], dtype=torch.float64)
 

@@ -278,6 +278,22 @@ def test_automatic_guides_work_on_a_path_site(name, loss):
     assert all(math.isfinite(value) for value in history)
 
 
+@pytest.mark.parametrize(
+    ("name", "warns"), [("AutoNormal", True), ("AutoDelta", True), ("AutoMultivariateNormal", False)]
+)
+def test_mean_field_guides_of_a_path_warn_once_and_name_alternatives(name, warns):
+    problem = LinearProblem(**COARSE)
+    guide, elbo = AUTOGUIDES[name](problem.model), PathELBO()
+    guide()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        elbo.loss(problem.model, guide)
+        elbo.loss(problem.model, guide)
+    ours = [str(entry.message) for entry in caught if "site 'z'" in str(entry.message)]
+    assert len(ours) == int(warns)
+    assert all("AutoSDE" in message and "PathNoiseReparam" in message for message in ours)
+
+
 def test_autoguide_for_globals_beside_a_path_guide():
     problem = LinearProblem(**COARSE)
 
