@@ -2,7 +2,7 @@
 
 Lives here: everything that looks at samples after training. `metrics.py` scores predictions, `baselines.py` and
 `ou.py` are predictors that a model must beat, `arviz.py` names dimensions and writes files, `plots.py` draws.
-Does not live here: anything a model or a guide needs to train (`infer`), data sets (`data`), tests (`testing.py`).
+Does not live here: anything a model or a guide needs to train (`infer`), data sets (`data`), tests (`testing`).
 
 ArviZ and matplotlib are imported by `arviz.py` and `plots.py` alone, inside the function that needs them, so importing
 this room costs nothing.
