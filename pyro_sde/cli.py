@@ -64,9 +64,10 @@ def _bench(names: Sequence[str], output: Path) -> int:
         print(f"{key:10} {value}")
     tables = []
     for name in names or known:
-        tables += importlib.import_module(f"tests.benchmarks.{name}").tables()
-        for table in tables[-2:]:
+        measured = importlib.import_module(f"tests.benchmarks.{name}").tables()
+        for table in measured:
             table.print()
+        tables += measured
     harness.write(tables, output)
     print(f"\nwritten to {output}")
     return 0
