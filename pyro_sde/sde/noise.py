@@ -42,7 +42,13 @@ class DiffusionRange(ABC):
 
 
 class Noise(ABC):
-    """Structure of a diffusion: how it maps ``(..., M)`` Brownian coordinates to ``(..., D)`` states."""
+    """Structure of a diffusion: how it maps ``(..., M)`` Brownian coordinates to ``(..., D)`` states.
+
+    Attributes:
+        matrix_dims: number of axes that a diffusion has beyond those of a state, 0 or 1.
+    """
+
+    matrix_dims: int
 
     @abstractmethod
     def brownian_dim(self, diffusion: Tensor, state_dim: int) -> int:
@@ -98,6 +104,8 @@ class _DiagonalRange(DiffusionRange):
 
 class DiagonalNoise(Noise):
     """Elementwise diffusion ``(..., D)``: one Brownian motion per state dimension."""
+
+    matrix_dims = 0
 
     def brownian_dim(self, diffusion: Tensor, state_dim: int) -> int:  # noqa: ARG002
         """State dimension D."""
@@ -201,6 +209,8 @@ def _null_space(diffusion: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
 
 class MatrixNoise(Noise):
     """Matrix diffusion ``(..., D, M)``: `M` Brownian motions drive `D` states."""
+
+    matrix_dims = 1
 
     def __init__(self, columns: int | None = None) -> None:
         self.columns = columns
