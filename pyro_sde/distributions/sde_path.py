@@ -17,6 +17,7 @@ from ..solvers.fixed import EulerMaruyama, integrate
 from .base import PathDistribution, check_initial
 from .effects import EffectRecorder
 from .kernels import EulerKernels
+from .memo import PathMemo
 
 __all__ = ["SDEPath"]
 
@@ -90,6 +91,7 @@ class SDEPath(PathDistribution):
             self._check_rows(row)
         self._check_kind("initial", _argument(initial))
         self._effects = EffectRecorder(self.sde)
+        self._memo = PathMemo()
         self._brownian_dim = initial.event_shape[0]
         shapes = [("initial", initial.batch_shape), ("grid", grid.batch_shape)]
         shapes += [("inputs", row.shape[:-2]) for row in self._rows if row is not None]
@@ -185,10 +187,19 @@ class SDEPath(PathDistribution):
 
     def _integrate(self, initial: Tensor, normal: Tensor, backward: str = "auto") -> Tensor:
         self._check_kind("initial", initial)
+        steps: list[Coefficients] | None = [] if torch.is_grad_enabled() else None
         with self._effects:
-            path = integrate(EulerMaruyama(), self.sde, self.grid, initial, normal, self._rows, backward=backward)
+            path = integrate(
+                EulerMaruyama(), self.sde, self.grid, initial, normal, self._rows, backward=backward, record=steps
+            )
         self._check_finite(path)
+        if steps:
+            self._memo.keep(path, steps)
         return path
+
+    def __getstate__(self) -> dict[str, object]:
+        """State without links to sampled paths, for copies and pickles."""
+        return {**super().__getstate__(), "_memo": PathMemo()}
 
     def noise_of(self, path: Tensor) -> Tensor:
         """Standard normal noise ``(..., K, M)`` that drives a path; 0 on padded steps and directions without noise."""
@@ -198,7 +209,10 @@ class SDEPath(PathDistribution):
         return standard.movedim(0, -2)
 
     def kernels(self, path: Tensor) -> EulerKernels:
-        """Transition kernels along a path, all steps in one call of drift, diffusion and control."""
+        """Transition kernels along a path, all steps in one call of drift, diffusion and control.
+
+        None at all for the path that this law sampled last, as long as it lives: what the loop computed is used again.
+        """
         if path.dim() < 2 or path.shape[-2] != self.grid.num_steps + 1:
             msg = f"`path` must have shape (..., {self.grid.num_steps + 1}, D), received {tuple(path.shape)}."
             raise ValueError(msg)
@@ -208,8 +222,10 @@ class SDEPath(PathDistribution):
         times = time_first(self.grid.times.unsqueeze(-1), rank)
         steps = time_first(self.grid.steps.unsqueeze(-1), rank)
         rows = tuple(None if row is None else time_first(row, rank) for row in self._rows)
-        with self._effects:
-            coefficients = self._in_blocks(times[:-1], states[:-1], rows)
+        coefficients = self._memo.recall(path, states.dim(), self.sde.noise.matrix_dims)
+        if coefficients is None:
+            with self._effects:
+                coefficients = self._in_blocks(times[:-1], states[:-1], rows)
         return EulerKernels(self.sde.noise, coefficients, states, times, steps)
 
     def _in_blocks(self, times: Tensor, states: Tensor, rows: tuple[Tensor | None, ...]) -> Coefficients:

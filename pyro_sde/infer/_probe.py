@@ -77,7 +77,7 @@ class Probe(NamedTuple):
         """Traces with a plate of particles left of all plates, as `vectorize_particles` makes it."""
         plate = pyro.plate("_check_particles", particles, dim=-self.nesting - 1)
         with poutine.replay(trace=self.indices), plate:
-            pair, _ = sampled_traces(self.model, self.guide, self.args, self.kwargs)
+            pair = sampled_traces(self.model, self.guide, self.args, self.kwargs)
         return TracePair(*(prune_subsample_sites(trace) for trace in pair))
 
 
@@ -97,7 +97,7 @@ class Replay(NamedTuple):
 def probe(model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Probe:
     """Run a pair twice and keep the second run: lazy guides and modules have their final parameters then."""
     sampled_traces(model, guide, args, kwargs)
-    pair, _ = sampled_traces(model, guide, args, kwargs)
+    pair = sampled_traces(model, guide, args, kwargs)
     unwrapped = poutine.unwrap(guide)
     sources = (*pair, unwrapped.trace) if isinstance(unwrapped, Messenger) else pair  # type: ignore[attr-defined]
     indices = Trace()

@@ -19,7 +19,7 @@ from ..distributions.kl import SiteLaw, path_terms, site_law
 from ._mean_field import warn_mean_field
 from .coverage import uncovered_parameters
 from .landing import frozen_guide, land, land_by_difference
-from .traces import TracePair, matched_traces, sampled_traces
+from .traces import CutValues, TracePair, matched_traces, sampled_traces
 
 __all__ = ["JitPathELBO", "PathELBO"]
 
@@ -75,7 +75,8 @@ class PathELBO(Trace_ELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
     ) -> tuple[Trace, Trace]:
         """Traces with log-probabilities and score parts as this estimator wants them."""
-        raw, cuts = sampled_traces(model, guide, args, kwargs)
+        cuts = CutValues()
+        raw = sampled_traces(model, guide, args, kwargs, cuts if self.kl == "stl" else None)
         if not self._coverage_checked:
             self._coverage_checked = True
             _warn_uncovered(raw, model, guide)

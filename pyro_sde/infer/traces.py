@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -88,20 +88,22 @@ class CutValues(Messenger):
 
 
 def sampled_traces(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
-) -> tuple[TracePair, CutValues]:
-    """Run guide and model once, as `pyro.infer.enum.get_importance_trace` does, without any log-probability."""
-    cuts = CutValues()
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict, cuts: CutValues | None = None
+) -> TracePair:
+    """Run guide and model once, as `pyro.infer.enum.get_importance_trace` does, without any log-probability.
+
+    With `cuts` the values of the guide can be cut from their sampling.
+    """
     unwrapped = poutine.unwrap(guide)
     # Outermost first: the cut acts last on a value, after the guide's own trace has asked for it.
-    with cuts, PathNames():
+    with cuts or nullcontext(), PathNames():
         if isinstance(unwrapped, Messenger):
             guide(*args, **kwargs)
-            return TracePair(*unwrapped.get_traces()), cuts  # type: ignore[attr-defined]
+            return TracePair(*unwrapped.get_traces())  # type: ignore[attr-defined]
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     with PathNames():
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    return TracePair(model_trace, guide_trace), cuts
+    return TracePair(model_trace, guide_trace)
 
 
 def matched_traces(pair: TracePair, max_plate_nesting: float) -> TracePair:

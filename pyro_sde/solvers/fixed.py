@@ -47,12 +47,15 @@ def integrate(
     rows: tuple[Tensor | None, ...],
     *,
     backward: str = "auto",
+    record: list[Coefficients] | None = None,
 ) -> Tensor:
     """Path of an Itô SDE on a grid, driven by given noise.
 
     Cost: K sequential steps. Gradients come from autograd through the loop or, where that is faster, from the
     time-parallel backward pass of `gradient.py`, which cannot be differentiated twice. Both are exact;
     ``pyro.settings.set(pyro_sde_backward="loop")`` or "parallel" chooses one, before `backward` is asked.
+
+    If autograd goes through the loop, the coefficients of every step are appended to `record`.
 
     Shape:
         initial: ``(..., D)`` · standard_normal: ``(K, ..., M)`` · rows: ``(*batch, K, C)`` each, from `SDE.bind_rows` ·
@@ -70,6 +73,6 @@ def integrate(
     if prefers_parallel(sde, grid, initial, backward):
         states = unroll_parallel(solver, sde, grid, initial, standard_normal, rows)
     if states is None:
-        states = unroll(solver, sde, grid, initial, standard_normal, rows)
+        states = unroll(solver, sde, grid, initial, standard_normal, rows, record)
     # Stacked with time first and viewed with time at -2: later calls for all times at once then need no copy.
     return states.movedim(0, -2)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops.grid import TimeGrid
 from ..ops.layout import time_first
-from ..sde.base import SDE
+from ..sde.base import SDE, Coefficients
 from .base import Solver
 
 __all__ = ["brownian_increments", "unroll"]
@@ -33,10 +33,12 @@ def unroll(
     initial: Tensor,
     standard_normal: Tensor,
     rows: tuple[Tensor | None, ...],
+    record: list[Coefficients] | None = None,
 ) -> Tensor:
     """States of all steps, time leftmost, ``(K + 1, ..., D)``; arguments as for `integrate`, K >= 1.
 
-    What does not depend on the state is computed before the loop; autograd records the loop if it is on.
+    What does not depend on the state is computed before the loop; autograd records the loop if it is on. The
+    coefficients of every step are appended to `record`.
     """
     times = grid.times.unsqueeze(-1).unbind(-2)
     steps = grid.steps.unsqueeze(-1)
@@ -49,7 +51,10 @@ def unroll(
     noise, step, z = sde.noise, solver.step, initial
     states = [z]
     for t, dt, increment, row in zip(times, steps.unbind(-2), increments, slices, strict=False):  # times has one more
-        z = step(noise, z, dt, increment, evaluate(t, z, row))
+        coefficients = evaluate(t, z, row)
+        if record is not None:
+            record.append(coefficients)
+        z = step(noise, z, dt, increment, coefficients)
         states.append(z)
     states[0] = initial.expand(z.shape)  # grid or coefficients may have more batch dimensions than the first state
     return torch.stack(states)

@@ -408,7 +408,7 @@ def test_a_mean_field_guide_of_a_path(build):
     assert kinds(findings) == {("mean_field", "z")}
     for alternative in ("AutoSDE", "PosteriorSDE", "PathNoiseReparam"):
         assert alternative in findings[0].message
-    traces, _ = sampled_traces(model, guide, (), {})
+    traces = sampled_traces(model, guide, (), {})
     with pytest.warns(UserWarning, match="site 'z': the guide .* AutoSDE"):
         warn_mean_field(traces)
 
@@ -425,7 +425,7 @@ def test_guides_that_know_the_correlations_are_not_mean_field():
         assert check(model, guide) == ()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            warn_mean_field(sampled_traces(model, guide, (), {})[0])
+            warn_mean_field(sampled_traces(model, guide, (), {}))
 
 
 def test_one_law_of_the_guide_at_two_sites():

@@ -39,7 +39,7 @@ COUNT = 2 * 3 + 3 + 3 * 2 + 2 + 2  # two layers and the diffusion
 )
 def test_uncovered_parameters_are_counted(register, expected):
     model, _ = pair_with(register)
-    pair, _ = sampled_traces(model, model, (), {})
+    pair = sampled_traces(model, model, (), {})
     assert uncovered_parameters(pair, model, model) == expected
 
 
@@ -55,7 +55,7 @@ def test_parameters_of_a_module_that_is_the_model_are_covered():
             return model()
 
     module = Model()
-    pair, _ = sampled_traces(module, module, (), {})
+    pair = sampled_traces(module, module, (), {})
     assert uncovered_parameters(pair, module, module) == {}
     assert uncovered_parameters(pair, module.forward, module.forward) == {}
     assert uncovered_parameters(pair, model, model) == {"z": COUNT}

@@ -8,7 +8,7 @@ from torch import nn
 
 from pyro_sde import JitPathELBO, PathELBO, SDEPath, TimeGrid
 from pyro_sde.infer import landing
-from pyro_sde.infer.traces import matched_traces, sampled_traces
+from pyro_sde.infer.traces import CutValues, matched_traces, sampled_traces
 from pyro_sde.sde import OrnsteinUhlenbeck
 
 GRID_TIMES = (0.0, 0.5, 1.0)
@@ -39,7 +39,8 @@ def entropy_gradients(by_difference):
     torch.manual_seed(0)
     net = nn.Linear(1, 1)
     guide = guide_with(net)
-    raw, cuts = sampled_traces(model, guide, (), {})
+    cuts = CutValues()
+    raw = sampled_traces(model, guide, (), {}, cuts)
     pair = matched_traces(raw, 1)
     pair.guide.compute_score_parts()
     if by_difference:

@@ -64,7 +64,8 @@ def test_cut_values_do_not_keep_their_graph_alive():
 
 def test_traces_have_no_log_probability_yet_and_share_values():
     problem = LinearProblem(max_step=0.5)
-    pair, cuts = sampled_traces(problem.model, problem.guide, (), {})
+    cuts = CutValues()
+    pair = sampled_traces(problem.model, problem.guide, (), {}, cuts)
     assert pair.model.nodes["z"]["value"] is pair.guide.nodes["z"]["value"] is cuts.values["z"]
     assert "log_prob" not in pair.model.nodes["z"]
 
@@ -77,9 +78,9 @@ def test_matched_traces_drop_subsampling_and_check_the_pair():
         with pyro.plate("series", 5, subsample_size=2):
             pyro.sample("z", SDEPath(OrnsteinUhlenbeck(1.0, 1.0), initial, grid))
 
-    pair, _ = sampled_traces(model, model, (), {})
+    pair = sampled_traces(model, model, (), {})
     assert "series" in pair.guide.nodes
     assert "series" not in matched_traces(pair, 1).guide.nodes
-    other, _ = sampled_traces(model, lambda: None, (), {})
+    other = sampled_traces(model, lambda: None, (), {})
     with pytest.warns(UserWarning, match="Found vars in model but not guide"):
         matched_traces(other, 1)

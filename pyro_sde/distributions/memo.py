@@ -1,0 +1,58 @@
+"""Coefficients that were computed while a path was sampled, kept for its density as long as the path lives."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import Tensor
+
+from ..sde.base import Coefficients
+
+__all__ = ["PathMemo"]
+
+
+class PathMemo:
+    """Remembers the coefficients of one path, by the identity of its tensor and without keeping it alive.
+
+    They carry the graph of the loop that made the path, so they serve only where its gradient is wanted whole: a bound
+    that cuts values from their sampling (sticking the landing) asks with another tensor and gets nothing.
+    """
+
+    def __init__(self) -> None:
+        self._path: weakref.ref[Tensor] | None = None
+        self._steps: list[Coefficients] = []
+
+    def keep(self, path: Tensor, steps: list[Coefficients]) -> None:
+        """Remember the coefficients of the steps of `path`, and forget those of any other."""
+        memo = weakref.ref(self)  # not `self`: a memo that its own callback holds would outlive its law
+
+        def forget(_: object) -> None:
+            owner = memo()
+            if owner is not None:
+                owner._steps = []
+
+        self._path, self._steps = weakref.ref(path, forget), steps
+
+    def recall(self, path: Tensor, dims: int, matrix_dims: int) -> Coefficients | None:
+        """Coefficients along `path`, time leftmost, if this is the path they belong to.
+
+        Args:
+            path: the path asked about.
+            dims: number of axes of its states with time leftmost.
+            matrix_dims: axes of the diffusion beyond those of a state.
+        """
+        if not self._steps or self._path is None or self._path() is not path:
+            return None
+        drifts, diffusions, controls = zip(*self._steps, strict=True)
+        control = None if controls[0] is None else _along_time(controls, dims)
+        return Coefficients(_along_time(drifts, dims), _along_time(diffusions, dims + matrix_dims), control)
+
+
+def _along_time(parts: tuple[Tensor, ...], dims: int) -> Tensor:
+    first = parts[0]
+    if all(part is first for part in parts):
+        return first
+    # the first state may have fewer batch dimensions than the later ones
+    stacked = torch.stack(parts if first.shape == parts[-1].shape else torch.broadcast_tensors(*parts))
+    return stacked.reshape(len(parts), *[1] * (dims - stacked.dim()), *stacked.shape[1:])
