@@ -96,13 +96,6 @@ class SDE(nn.Module):
         """Whether drift and diffusion take many times in one call as fast as one, unlike those of `from_torchsde`."""
         return not any(isinstance(module, ScalarTime) for module in self.modules())
 
-    @property
-    def parameters_per_step(self) -> int:
-        """Number of parameters that a step multiplies with: all but those that `evaluator` applies before the loop."""
-        hoisted = (m.input_part for m in self.modules() if isinstance(m, SplitNet) and m.input_part is not None)
-        every = sum(parameter.numel() for parameter in self.parameters())
-        return every - sum(part.weight.numel() for part in hoisted)
-
     @classmethod
     def from_torchsde(cls, sde: object) -> SDE:
         """SDE with the coefficients of a torchsde-style object (`f`, `g`, `noise_type`, `sde_type`).

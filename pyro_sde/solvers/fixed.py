@@ -70,7 +70,7 @@ def integrate(
     if grid.num_steps == 0:
         return initial.unsqueeze(-2)
     states = None
-    if prefers_parallel(sde, grid, initial, backward):
+    if prefers_parallel(sde, grid, initial, standard_normal, rows, backward):
         states = unroll_parallel(solver, sde, grid, initial, standard_normal, rows)
     if states is None:
         states = unroll(solver, sde, grid, initial, standard_normal, rows, record)

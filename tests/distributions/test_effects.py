@@ -178,10 +178,12 @@ def test_a_function_around_a_module_that_was_read_before_is_refused():
     class Closure(Parent):
         def forward(self):
             assert self.drift.linear.weight.shape == (2, 2)
-            return pyro.sample("z", law(lambda t, z: self.drift(t, z)))
+            path_law = law(lambda t, z: self.drift(t, z))
+            return path_law, path_law.sample()
 
+    path_law, path = Closure()()
     with pytest.raises(RuntimeError, match="'drift.linear.weight' .*pass a PyroModule itself to the SDE"):
-        traced(Closure())
+        path_law.log_prob(path)
 
 
 def test_recorder_hides_what_it_answers():

@@ -644,12 +644,6 @@ def test_evaluator_computes_the_input_part_of_a_split_network_once_for_all_rows(
     assert calls == [torch.Size([4, 7, 3])]
 
 
-def test_parameters_of_hoisted_inputs_do_not_count_as_work_of_a_step():
-    prior, control = NeuralSDE(2, (8,)), ControlNet(2, 30, hidden=(8,))
-    total = sum(p.numel() for p in (*prior.parameters(), *control.parameters()))
-    assert prior.controlled(control).parameters_per_step == total - 30 * 8
-
-
 def test_scalar_time_coefficients_say_that_they_take_one_time_at_a_call():
     class Scalar(torchsde.SDEIto):
         def __init__(self):

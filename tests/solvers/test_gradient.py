@@ -180,9 +180,11 @@ def test_random_weights_in_a_drift_keep_their_gradient():
 
 
 # ---------------------------------------------------------------- choice
-def prefers(sde, batch=4, steps=50, width=2):
+def prefers(sde, batch=4, steps=50, width=2, context=None):
     grid = TimeGrid(torch.arange(steps + 1.0))
-    return gradient.prefers_parallel(sde, grid, torch.zeros(batch, width))
+    rows = sde.bind_rows(None if context is None else torch.zeros(batch, steps, context))
+    initial, normal = torch.zeros(batch, width), torch.zeros(steps, batch, width)
+    return gradient.prefers_parallel(sde, grid, initial, normal, rows)
 
 
 def test_small_work_is_done_in_parallel_and_large_work_in_the_loop():
@@ -190,6 +192,26 @@ def test_small_work_is_done_in_parallel_and_large_work_in_the_loop():
     assert not prefers(NeuralSDE(2, (256, 256)))
     assert not prefers(NeuralSDE(2, (16,)), batch=10_000)
     assert not prefers(NeuralSDE(2, (16,)), steps=3)
+
+
+def test_captured_parameters_count_and_those_behind_inputs_do_not():
+    net = nn.Sequential(nn.Linear(2, 256), nn.Tanh(), nn.Linear(256, 2))
+    nets = {True: NeuralSDE(2, (4,)), False: SDE(lambda t, z: net(z), lambda t, z: torch.ones(2))}
+    for expected, sde in nets.items():
+        assert prefers(sde, batch=32) is expected
+    wide = NeuralSDE(2, (4,)).controlled(ControlNet(2, 5000, hidden=(4,)))
+    assert prefers(wide, context=5000)
+
+
+def test_nothing_to_differentiate_needs_no_backward_pass():
+    assert not prefers(SDE(lambda t, z: -z, lambda t, z: torch.ones(2)))
+
+
+def test_coefficients_that_do_not_repeat_fall_back_to_the_loop():
+    net = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+    with pyro.settings.context(pyro_sde_backward="parallel"):
+        path = law_of(lambda t, z: net(z)).rsample()
+    assert type(path.grad_fn.next_functions[0][0]).__name__ == "StackBackward0"
 
 
 def test_the_loop_is_used_where_the_parallel_pass_cannot_be():
