@@ -67,6 +67,15 @@ class PathDistribution(TorchDistribution, ABC):
     def kernels(self, path: Tensor) -> TransitionKernels:
         """Transition kernels along a path ``(..., T, D)``, all steps at once, time leftmost."""
 
+    def sampled_kernels(self, path: Tensor) -> TransitionKernels:
+        """`kernels` of a path that this law sampled, for gradients with respect to parameters through the sampling.
+
+        What sampling has computed may be used again. Derivatives with respect to the path itself are then not those of
+        the
+        kernels: its coefficients hang on the sampling, not on this tensor.
+        """
+        return self.kernels(path)
+
     @abstractmethod
     def check_same_grid(self, other: PathDistribution) -> None:
         """Raise ValueError if `other` lives on another grid."""

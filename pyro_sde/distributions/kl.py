@@ -91,17 +91,19 @@ def path_kl(q: PathDistribution, p: PathDistribution, path: Tensor) -> Tensor:
 
 
 def path_terms(q: PathDistribution, p: PathDistribution, path: Tensor, *, closed: bool) -> PathTerms:
-    """Log-densities of a path of `q` under both laws and, if `closed`, the divergence, with every check of `path_kl`.
+    """Log-densities of a path of `q` under both laws or, if `closed`, the divergence, with every check of `path_kl`.
 
-    Drift, diffusion and control of each law are evaluated once for all terms.
+    For a bound, which differentiates with respect to parameters through the sampling of the path: drift, diffusion and
+    control of each law are evaluated once for all terms, those of `q` not at all if the path is the one it just
+    sampled.
     """
+    _check_comparable(q, p)
+    q_kernels, p_kernels = q.sampled_kernels(path), p.kernels(path)
+    first = path[..., 0, :]
     if closed:
-        divergence = path_kl(q, p, path)
+        divergence = _initial_kl(q, p, first) + q_kernels.kl(p_kernels).sum(0)
         zero = divergence.new_zeros(())
         return PathTerms(zero, zero, divergence)
-    _check_comparable(q, p)
-    q_kernels, p_kernels = q.kernels(path), p.kernels(path)
-    first = path[..., 0, :]
     q_kernels.check_absolutely_continuous(p_kernels)
     log_q0, log_p0 = q.initial.log_prob(first), p.initial.log_prob(first)
     _check_initial_ratio(log_q0 - log_p0)
@@ -144,4 +146,7 @@ def _kl_path_path(q: PathDistribution, p: PathDistribution) -> Tensor:
     path = q.last_sample()
     if path is None:  # none, or one law object at two sites: Pyro falls back to the log-ratio
         raise NotImplementedError
-    return path_kl(q, p, path)
+    kl = path_terms(q, p, path, closed=True).kl
+    if kl is None:
+        raise NotImplementedError
+    return kl

@@ -21,6 +21,7 @@ class PathMemo:
 
     def __init__(self) -> None:
         self._path: weakref.ref[Tensor] | None = None
+        self._version = 0
         self._steps: list[Coefficients] = []
 
     def keep(self, path: Tensor, steps: list[Coefficients]) -> None:
@@ -32,17 +33,17 @@ class PathMemo:
             if owner is not None:
                 owner._steps = []
 
-        self._path, self._steps = weakref.ref(path, forget), steps
+        self._path, self._version, self._steps = weakref.ref(path, forget), path._version, steps
 
     def recall(self, path: Tensor, dims: int, matrix_dims: int) -> Coefficients | None:
-        """Coefficients along `path`, time leftmost, if this is the path they belong to.
+        """Coefficients along `path`, time leftmost, if this is the path they belong to, and not changed since.
 
         Args:
             path: the path asked about.
             dims: number of axes of its states with time leftmost.
             matrix_dims: axes of the diffusion beyond those of a state.
         """
-        if not self._steps or self._path is None or self._path() is not path:
+        if not self._steps or self._path is None or self._path() is not path or self._version != path._version:
             return None
         drifts, diffusions, controls = zip(*self._steps, strict=True)
         control = None if controls[0] is None else _along_time(controls, dims)

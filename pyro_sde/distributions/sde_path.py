@@ -209,10 +209,15 @@ class SDEPath(PathDistribution):
         return standard.movedim(0, -2)
 
     def kernels(self, path: Tensor) -> EulerKernels:
-        """Transition kernels along a path, all steps in one call of drift, diffusion and control.
+        """Transition kernels along a path, all steps in one call of drift, diffusion and control."""
+        return self._kernels(path, None)
 
-        None at all for the path that this law sampled last, as long as it lives: what the loop computed is used again.
-        """
+    def sampled_kernels(self, path: Tensor) -> EulerKernels:
+        """As `kernels`, without any call for the path that this law sampled last through the loop."""
+        rank = max(path.dim() - 2, len(self.batch_shape))
+        return self._kernels(path, self._memo.recall(path, rank + 2, self.sde.noise.matrix_dims))
+
+    def _kernels(self, path: Tensor, coefficients: Coefficients | None) -> EulerKernels:
         if path.dim() < 2 or path.shape[-2] != self.grid.num_steps + 1:
             msg = f"`path` must have shape (..., {self.grid.num_steps + 1}, D), received {tuple(path.shape)}."
             raise ValueError(msg)
@@ -221,9 +226,8 @@ class SDEPath(PathDistribution):
         states = time_first(path, rank)
         times = time_first(self.grid.times.unsqueeze(-1), rank)
         steps = time_first(self.grid.steps.unsqueeze(-1), rank)
-        rows = tuple(None if row is None else time_first(row, rank) for row in self._rows)
-        coefficients = self._memo.recall(path, states.dim(), self.sde.noise.matrix_dims)
         if coefficients is None:
+            rows = tuple(None if row is None else time_first(row, rank) for row in self._rows)
             with self._effects:
                 coefficients = self._in_blocks(times[:-1], states[:-1], rows)
         return EulerKernels(self.sde.noise, coefficients, states, times, steps)
