@@ -46,6 +46,10 @@ class SDEPath(PathDistribution):
             the step from ``t_k`` to ``t_{k+1}``.
         validate_args: as for every torch distribution.
 
+    Attributes:
+        effects: context in which the coefficients answer their Pyro statements as they were at construction; enter it
+            to call them yourself.
+
     Shape:
         batch shape: that of `initial`, `grid`, `inputs` and tensors captured by the coefficients, broadcast together.
         event shape: ``(K + 1, D)``.
@@ -90,7 +94,7 @@ class SDEPath(PathDistribution):
         for row in self._rows:
             self._check_rows(row)
         self._check_kind("initial", _argument(initial))
-        self._effects = EffectRecorder(self.sde)
+        self.effects = EffectRecorder(self.sde)
         self._memo = PathMemo()
         self._brownian_dim = initial.event_shape[0]
         shapes = [("initial", initial.batch_shape), ("grid", grid.batch_shape)]
@@ -127,9 +131,9 @@ class SDEPath(PathDistribution):
         """Call the coefficients once: batch shape, Brownian dimension and Pyro effects."""
         z = self.grid.times.new_zeros(shape)
         rows = tuple(None if row is None else _first_row(row) for row in self._rows)
-        with self._effects:
+        with self.effects:
             coefficients = self.sde.coefficients(self.grid.times[..., :1], z, rows)
-        self._effects.seal()
+        self.effects.seal()
         return self._check_coefficients(coefficients, z)
 
     def _check_coefficients(self, coefficients: Coefficients, z: Tensor) -> torch.Size:
@@ -188,7 +192,7 @@ class SDEPath(PathDistribution):
     def _integrate(self, initial: Tensor, normal: Tensor, backward: str = "auto") -> Tensor:
         self._check_kind("initial", initial)
         steps: list[Coefficients] | None = [] if torch.is_grad_enabled() else None
-        with self._effects:
+        with self.effects:
             path = integrate(
                 EulerMaruyama(), self.sde, self.grid, initial, normal, self._rows, backward=backward, record=steps
             )
@@ -228,7 +232,7 @@ class SDEPath(PathDistribution):
         steps = time_first(self.grid.steps.unsqueeze(-1), rank)
         if coefficients is None:
             rows = tuple(None if row is None else time_first(row, rank) for row in self._rows)
-            with self._effects:
+            with self.effects:
                 coefficients = self._in_blocks(times[:-1], states[:-1], rows)
         return EulerKernels(self.sde.noise, coefficients, states, times, steps)
 

@@ -151,7 +151,7 @@ class AutoSDE(AutoMessenger):
         )
         law = site.law
         sde = law.sde if law.inputs is None else law.sde.with_inputs(law.inputs)
-        with law._effects:  # sample statements inside the prior's drift were executed when the prior was built
+        with law.effects:  # sample statements inside the prior's drift were executed when the prior was built
             posterior: Any = SDEPath(sde.controlled(control), q0, law.grid, inputs=rows)
         if site.mask is not None:
             posterior = posterior.expand(law.batch_shape).mask(site.mask)

@@ -121,7 +121,7 @@ def loop_log_prob(law: SDEPath, path: Tensor) -> Tensor:
     for k in range(law.grid.num_steps):
         t, z, h = law.grid.times[..., k : k + 1], path[..., k, :], law.grid.steps[..., k]
         slices = tuple(None if row is None else row[..., k, :] for row in rows)
-        with law._effects:  # the Pyro statements recorded when the law was built
+        with law.effects:  # the Pyro statements recorded when the law was built
             coefficients = law.sde.coefficients(t, z, slices)
         diffusion = noise.expand(coefficients.diffusion, z)
         matrix = diffusion if isinstance(noise, MatrixNoise) else torch.diag_embed(diffusion)
