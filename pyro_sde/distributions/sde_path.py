@@ -56,7 +56,7 @@ class SDEPath(PathDistribution):
 
     Raises:
         ValueError: if shapes, dtypes or devices do not fit; the message names the argument.
-        TypeError: if `sde` is not an `SDE`.
+        TypeError: if `sde` is not an `SDE` or `grid` not a `TimeGrid`.
 
     References:
         Kloeden and Platen (1992), eq. (10.2.4); Li et al. (2020), arXiv 2001.01328, eqs. (9)-(11).
@@ -85,6 +85,9 @@ class SDEPath(PathDistribution):
                 f"`sde` must be an SDE, received {type(sde).__name__}. Wrap functions as SDE(drift, diffusion) and "
                 "torchsde objects as SDE.from_torchsde(sde)."
             )
+            raise TypeError(msg)
+        if not isinstance(grid, TimeGrid):
+            msg = f"`grid` must be a TimeGrid, received {type(grid).__name__}. Build TimeGrid(times, max_step=...)."
             raise TypeError(msg)
         check_initial(initial)
         self.sde = sde.ito()

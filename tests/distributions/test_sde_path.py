@@ -471,3 +471,9 @@ def test_exploding_path_without_a_site_name():
     law = SDEPath(DoubleWell(), normal(2, loc=1e9), grid(8))
     with pytest.raises(ValueError, match=r"^SDEPath: the path became non-finite at time"):
         law.rsample()
+
+
+def test_times_instead_of_a_grid_are_refused_with_advice():
+    initial = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    with pytest.raises(TypeError, match=r"`grid` must be a TimeGrid, received Tensor.*TimeGrid\(times"):
+        SDEPath(OrnsteinUhlenbeck(1.0, 0.5), initial, torch.tensor([0.0, 1.0]))
