@@ -21,8 +21,8 @@ from .memo import PathMemo
 
 __all__ = ["SDEPath"]
 
-# Rows, series times steps, per call of the coefficients. Measured on one core at 9600 rows and hidden width 100: a
-# step of training with diffusion networks takes 256 ms in one call and 201 ms in blocks; without them it is the same.
+# Rows, series times steps, per call of the coefficients: what larger calls make leaves the cache. `bench backward`:
+# 9600 rows with diffusion networks take 77 ms in one call, 43 in blocks of 2048, 39 of 1024 and 40 of 512.
 _BLOCK_ROWS = 1024
 
 

@@ -1,6 +1,7 @@
 """How an SDE is stepped.
 
-Lives here: solvers (one step each) and the loops that run them on a grid with given noise.
+Lives here: solvers (one step each), the loop that runs them on a grid with given noise (`loop.py`), and the choice and
+the code of its backward pass (`gradient.py`). `SDEPath` steps with Euler–Maruyama, whose transition has a density.
 Does not live here: coefficients (`sde`), grids (`ops`), densities and sampling (`distributions`).
 
 To add one: (1) subclass `Solver` in `fixed.py` with its `step` and `strong_order`, (2) docstring with cost, order, when

@@ -30,7 +30,7 @@ __all__ = ["BACKWARD", "prefers_parallel", "unroll_parallel"]
 BACKWARD = "auto"
 
 # Multiply-adds per step, rows x parameters x (D + 3), below which D + 3 batched passes cost less than a recorded step.
-# Measured on one core: 2.0x faster at 33 000, equal at 131 000, 1.6x slower at 376 000.
+# `bench backward`, one core: 2.4x faster at 3 000, 1.6x at 34 000 and 65 000, 1.2x at 134 000, 1.4x slower at 380 000.
 _PARALLEL_WORK = 100_000
 _GRAPH_NODES = 1000  # a captured tensor may hang on an encoder: its graph is not work of a step, and is not searched
 
