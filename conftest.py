@@ -44,7 +44,8 @@ def clean_pyro() -> Iterator[None]:
     torch.set_default_dtype(before["torch default dtype"])
     torch.set_grad_enabled(before["torch grad enabled"])
     _PYRO_STACK.clear()
-    pyro.settings.set(**{name: before[f"pyro.settings {name}"] for name in pyro.settings.get()})
+    known = {name: before.get(f"pyro.settings {name}", now) for name, now in pyro.settings.get().items()}
+    pyro.settings.set(**known)  # a setting that the test's imports have registered was not there before
     pyro.clear_param_store()
     changed = [f"{name}: {before[name]} -> {after[name]}" for name in before if before[name] != after[name]]
     if changed:
