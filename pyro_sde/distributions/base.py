@@ -71,9 +71,13 @@ class PathDistribution(TorchDistribution, ABC):
         """`kernels` of a path that this law sampled, for gradients with respect to parameters through the sampling.
 
         What sampling has computed may be used again. Derivatives with respect to the path itself are then not those of
-        the
-        kernels: its coefficients hang on the sampling, not on this tensor.
+        the kernels: its coefficients hang on the sampling, not on this tensor.
         """
+        return self.kernels(path)
+
+    def kernels_beside(self, path: Tensor, law: PathDistribution, kernels: TransitionKernels) -> TransitionKernels:
+        """`kernels` along a path, where those of another law on the same grid are known: what is shared is reused."""
+        del law, kernels
         return self.kernels(path)
 
     @abstractmethod

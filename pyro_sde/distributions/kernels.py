@@ -6,6 +6,7 @@ density on the directions that carry noise and an equation on those that do not.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 
@@ -35,6 +36,16 @@ class TransitionKernels(ABC):
     def check_absolutely_continuous(self, other: TransitionKernels) -> None:
         """Raise ValueError if the divergence from `other` is infinite."""
 
+    def kl_from(self, other: TransitionKernels) -> Tensor:
+        """Divergence of `other` from these kernels, if they know more kinds than `other` does."""
+        del other
+        raise NotImplementedError
+
+    def check_absolutely_continuous_from(self, other: TransitionKernels) -> None:
+        """Raise ValueError if the divergence of `other` from these kernels is infinite; asked as `kl_from`."""
+        del other
+        raise NotImplementedError
+
 
 class EulerKernels(TransitionKernels):
     """Kernels of an Euler–Maruyama chain along a path.
@@ -63,6 +74,13 @@ class EulerKernels(TransitionKernels):
         # Here and not on demand: whoever asks first may do so without autograd, and the density needs the gradient.
         self.range: DiffusionRange = noise.range_of(self.diffusion)
 
+    def with_drift(self, drift: Tensor) -> EulerKernels:
+        """Kernels along the same path with the same diffusion, another drift and no control."""
+        other = copy.copy(self)
+        other.drift = other.total_drift = drift
+        other.control = None
+        return other
+
     def log_prob(self) -> Tensor:
         """Gaussian log-density of the increments.
 
@@ -90,7 +108,7 @@ class EulerKernels(TransitionKernels):
             ValueError: if the divergence is infinite.
         """
         if not isinstance(other, EulerKernels):
-            raise NotImplementedError
+            return other.kl_from(self)
         self.check_absolutely_continuous(other)
         control, _ = self.range.coordinates(self._expand(self.drift - other.total_drift))
         if self.control is not None:
@@ -100,7 +118,8 @@ class EulerKernels(TransitionKernels):
     def check_absolutely_continuous(self, other: TransitionKernels) -> None:
         """Same diffusion, and a difference of drifts inside its range, wherever time moves."""
         if not isinstance(other, EulerKernels):
-            raise NotImplementedError
+            other.check_absolutely_continuous_from(self)
+            return
         with torch.no_grad():
             self._check_same_diffusion(other)
             if self.range.full:

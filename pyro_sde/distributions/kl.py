@@ -87,7 +87,8 @@ def path_kl(q: PathDistribution, p: PathDistribution, path: Tensor) -> Tensor:
         Li et al. (2020), arXiv 2001.01328, eq. (10).
     """
     _check_comparable(q, p)
-    return _initial_kl(q, p, path[..., 0, :]) + q.kernels(path).kl(p.kernels(path)).sum(0)
+    kernels = q.kernels(path)
+    return _initial_kl(q, p, path[..., 0, :]) + kernels.kl(p.kernels_beside(path, q, kernels)).sum(0)
 
 
 def path_terms(q: PathDistribution, p: PathDistribution, path: Tensor, *, closed: bool) -> PathTerms:
@@ -95,10 +96,11 @@ def path_terms(q: PathDistribution, p: PathDistribution, path: Tensor, *, closed
 
     For a bound, which differentiates with respect to parameters through the sampling of the path: drift, diffusion and
     control of each law are evaluated once for all terms, those of `q` not at all if the path is the one it just
-    sampled.
+    sampled, and what `p` shares with `q` not again.
     """
     _check_comparable(q, p)
-    q_kernels, p_kernels = q.sampled_kernels(path), p.kernels(path)
+    q_kernels = q.sampled_kernels(path)
+    p_kernels = p.kernels_beside(path, q, q_kernels)
     first = path[..., 0, :]
     if closed:
         divergence = _initial_kl(q, p, first) + q_kernels.kl(p_kernels).sum(0)

@@ -22,16 +22,16 @@ class PathMemo:
     def __init__(self) -> None:
         self._path: weakref.ref[Tensor] | None = None
         self._version = 0
-        self._steps: list[Coefficients] = []
+        self._steps: list[Coefficients] | Coefficients | None = None
 
-    def keep(self, path: Tensor, steps: list[Coefficients]) -> None:
-        """Remember the coefficients of the steps of `path`, and forget those of any other."""
+    def keep(self, path: Tensor, steps: list[Coefficients] | Coefficients) -> None:
+        """Remember the coefficients along `path`, step by step or with time leftmost, and forget those of any other."""
         memo = weakref.ref(self)  # not `self`: a memo that its own callback holds would outlive its law
 
         def forget(_: object) -> None:
             owner = memo()
             if owner is not None:
-                owner._steps = []
+                owner._steps = None
 
         self._path, self._version, self._steps = weakref.ref(path, forget), path._version, steps
 
@@ -45,6 +45,13 @@ class PathMemo:
         """
         if not self._steps or self._path is None or self._path() is not path or self._version != path._version:
             return None
+        if isinstance(self._steps, Coefficients):
+            drift, diffusion, control = self._steps
+            return Coefficients(
+                _with_dims(drift, dims),
+                _with_dims(diffusion, dims + matrix_dims),
+                None if control is None else _with_dims(control, dims),
+            )
         drifts, diffusions, controls = zip(*self._steps, strict=True)
         control = None if controls[0] is None else _along_time(controls, dims)
         return Coefficients(_along_time(drifts, dims), _along_time(diffusions, dims + matrix_dims), control)
@@ -55,5 +62,8 @@ def _along_time(parts: tuple[Tensor, ...], dims: int) -> Tensor:
     if all(part is first for part in parts):
         return first
     # the first state may have fewer batch dimensions than the later ones
-    stacked = torch.stack(parts if first.shape == parts[-1].shape else torch.broadcast_tensors(*parts))
-    return stacked.reshape(len(parts), *[1] * (dims - stacked.dim()), *stacked.shape[1:])
+    return _with_dims(torch.stack(parts if first.shape == parts[-1].shape else torch.broadcast_tensors(*parts)), dims)
+
+
+def _with_dims(stacked: Tensor, dims: int) -> Tensor:
+    return stacked.reshape(len(stacked), *[1] * (dims - stacked.dim()), *stacked.shape[1:])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..ops.grid import TimeGrid
-from ..sde.library import OrnsteinUhlenbeck
+from ..sde.independent import OrnsteinUhlenbeck
 from .sde_path import SDEPath
 
 __all__ = ["OrnsteinUhlenbeckPath"]

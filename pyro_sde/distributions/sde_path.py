@@ -3,27 +3,29 @@ r"""The law of a path of an SDE on a grid."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import repeat
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.utils.checkpoint import checkpoint
 
 from ..ops.grid import TimeGrid
 from ..ops.layout import time_first
 from ..sde.base import SDE, Coefficients
 from ..sde.noise import trailing_singleton
-from ..solvers.fixed import EulerMaruyama, integrate
+from ..solvers.execution import Execution
+from ..solvers.fixed import EulerMaruyama
+from ..solvers.noise import GivenNoise, SeededNoise, StepNoise
+from ..solvers.solve import solve
 from .base import PathDistribution, check_initial
 from .effects import EffectRecorder
-from .kernels import EulerKernels
+from .kernels import EulerKernels, TransitionKernels
 from .memo import PathMemo
 
 __all__ = ["SDEPath"]
-
-# Rows, series times steps, per call of the coefficients: what larger calls make leaves the cache. `bench backward`:
-# 9600 rows with diffusion networks take 77 ms in one call, 43 in blocks of 2048, 39 of 1024 and 40 of 512.
-_BLOCK_ROWS = 1024
 
 
 class SDEPath(PathDistribution):
@@ -44,6 +46,7 @@ class SDEPath(PathDistribution):
         grid: the solver grid.
         inputs: ``(*batch, K, C)``; row k is given to the drift (or, if `sde` is controlled, to the control only) for
             the step from ``t_k`` to ``t_{k+1}``.
+        execution: how paths are simulated and differentiated, `Execution`; the settings of Pyro if None.
         validate_args: as for every torch distribution.
 
     Attributes:
@@ -56,7 +59,7 @@ class SDEPath(PathDistribution):
 
     Raises:
         ValueError: if shapes, dtypes or devices do not fit; the message names the argument.
-        TypeError: if `sde` is not an `SDE` or `grid` not a `TimeGrid`.
+        TypeError: if `sde` is not an `SDE`, `grid` not a `TimeGrid` or `execution` not an `Execution`.
 
     References:
         Kloeden and Platen (1992), eq. (10.2.4); Li et al. (2020), arXiv 2001.01328, eqs. (9)-(11).
@@ -78,6 +81,7 @@ class SDEPath(PathDistribution):
         grid: TimeGrid,
         *,
         inputs: Tensor | None = None,
+        execution: Execution | None = None,
         validate_args: bool | None = None,
     ) -> None:
         if not isinstance(sde, SDE):
@@ -89,10 +93,17 @@ class SDEPath(PathDistribution):
         if not isinstance(grid, TimeGrid):
             msg = f"`grid` must be a TimeGrid, received {type(grid).__name__}. Build TimeGrid(times, max_step=...)."
             raise TypeError(msg)
+        if execution is not None and not isinstance(execution, Execution):
+            msg = (
+                f"`execution` must be an Execution, received {type(execution).__name__}. Write "
+                'Execution(memory="low"), or leave it out for the settings of Pyro.'
+            )
+            raise TypeError(msg)
         check_initial(initial)
         self.sde = sde.ito()
         self.grid = grid
         self.inputs = inputs
+        self.execution = execution
         self._rows = self.sde.bind_rows(inputs)
         for row in self._rows:
             self._check_rows(row)
@@ -169,11 +180,12 @@ class SDEPath(PathDistribution):
 
     def simulate(self, initial: Tensor) -> Tensor:
         """Path from given first states ``(..., D)`` with fresh noise."""
-        steps = self.grid.num_steps
-        normal = torch.randn(
-            (steps, *initial.shape[:-1], self._brownian_dim), dtype=initial.dtype, device=initial.device
-        )
-        return self._integrate(initial, normal)
+        shape = (*initial.shape[:-1], self._brownian_dim)
+        execution = self.execution or Execution.current()
+        if execution.memory == "low":
+            return self._integrate(initial, SeededNoise(shape, initial), execution)
+        normal = torch.randn((self.grid.num_steps, *shape), dtype=initial.dtype, device=initial.device)
+        return self._integrate(initial, GivenNoise(normal), execution)
 
     def solve(self, initial: Tensor, noise: Tensor) -> Tensor:
         r"""Path driven by given standard normal noise; the inverse of `noise_of`.
@@ -190,18 +202,18 @@ class SDEPath(PathDistribution):
             steps, width = self.noise_shape()[-2:]
             msg = f"`noise` must have shape (..., {steps}, {width}), received {tuple(noise.shape)}."
             raise ValueError(msg)
-        return self._integrate(initial, noise.movedim(-2, 0), backward="loop")
+        execution = self.execution or Execution.current()
+        if execution.backward == "auto":
+            execution = replace(execution, backward="loop")
+        return self._integrate(initial, GivenNoise(noise.movedim(-2, 0)), execution)
 
-    def _integrate(self, initial: Tensor, normal: Tensor, backward: str = "auto") -> Tensor:
+    def _integrate(self, initial: Tensor, noise: StepNoise, execution: Execution) -> Tensor:
         self._check_kind("initial", initial)
-        steps: list[Coefficients] | None = [] if torch.is_grad_enabled() else None
         with self.effects:
-            path = integrate(
-                EulerMaruyama(), self.sde, self.grid, initial, normal, self._rows, backward=backward, record=steps
-            )
+            path, coefficients = solve(EulerMaruyama(), self.sde, self.grid, initial, noise, self._rows, execution)
         self._check_finite(path)
-        if steps:
-            self._memo.keep(path, steps)
+        if coefficients:
+            self._memo.keep(path, coefficients)
         return path
 
     def __getstate__(self) -> dict[str, object]:
@@ -224,36 +236,70 @@ class SDEPath(PathDistribution):
         rank = max(path.dim() - 2, len(self.batch_shape))
         return self._kernels(path, self._memo.recall(path, rank + 2, self.sde.noise.matrix_dims))
 
+    def kernels_beside(self, path: Tensor, law: PathDistribution, kernels: TransitionKernels) -> EulerKernels:
+        """Kernels along a path; a drift or diffusion that the other law has too is not evaluated again.
+
+        So the divergence of ``prior.controlled(control)`` from ``prior`` costs no call of the prior.
+        """
+        rank = max(path.dim() - 2, len(self.batch_shape))
+        if (
+            not isinstance(law, SDEPath)
+            or not isinstance(kernels, EulerKernels)
+            or not self.sde.shares_diffusion(law.sde)
+            # recorded Pyro statements may have other values in the other law, and axes must stand alike
+            or self.effects.values
+            or law.effects.values
+            or kernels.state.dim() != rank + 2
+        ):
+            return self.kernels(path)
+        if self.sde.shares_drift(law.sde) and self._rows[0] is law._rows[0]:
+            return kernels.with_drift(kernels.drift)
+        states, times, _ = self._layout(path)
+        return kernels.with_drift(self._in_blocks(self.sde.without_diffusion(), times[:-1], states[:-1]).drift)
+
     def _kernels(self, path: Tensor, coefficients: Coefficients | None) -> EulerKernels:
+        states, times, steps = self._layout(path)
+        if coefficients is None:
+            coefficients = self._in_blocks(self.sde, times[:-1], states[:-1])
+        return EulerKernels(self.sde.noise, coefficients, states, times, steps)
+
+    def _layout(self, path: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States, times and steps, time leftmost.
+
+        Batch dimensions of captured tensors stand right of time, so the path gets the rank that the probe found.
+        """
         if path.dim() < 2 or path.shape[-2] != self.grid.num_steps + 1:
             msg = f"`path` must have shape (..., {self.grid.num_steps + 1}, D), received {tuple(path.shape)}."
             raise ValueError(msg)
-        # Batch dimensions of captured tensors stand right of time, so the path gets the rank that the probe found.
         rank = max(path.dim() - 2, len(self.batch_shape))
-        states = time_first(path, rank)
-        times = time_first(self.grid.times.unsqueeze(-1), rank)
-        steps = time_first(self.grid.steps.unsqueeze(-1), rank)
-        if coefficients is None:
-            rows = tuple(None if row is None else time_first(row, rank) for row in self._rows)
-            with self.effects:
-                coefficients = self._in_blocks(times[:-1], states[:-1], rows)
-        return EulerKernels(self.sde.noise, coefficients, states, times, steps)
+        times, steps = (time_first(part.unsqueeze(-1), rank) for part in (self.grid.times, self.grid.steps))
+        return time_first(path, rank), times, steps
 
-    def _in_blocks(self, times: Tensor, states: Tensor, rows: tuple[Tensor | None, ...]) -> Coefficients:
-        """Coefficients at all times, a block of steps at a time: temporaries of larger batches leave the cache."""
-        steps = max(1, _BLOCK_ROWS // max(1, math.prod(states.shape[1:-1])))
-        if steps >= len(states):
-            return self.sde.coefficients(times, states, rows)
-        evaluate, rows = self.sde.evaluator(rows)
-        blocks = [
-            evaluate(t, z, row)
-            for t, z, row in zip(
-                times.split(steps),
-                states.split(steps),
-                zip(*(repeat(None) if row is None else row.split(steps) for row in rows), strict=False),
-                strict=False,
-            )
-        ]
+    def _in_blocks(self, sde: SDE, times: Tensor, states: Tensor) -> Coefficients:
+        """Coefficients at all times, a block of steps at a time: temporaries of larger batches leave the cache.
+
+        If memory is low, a block keeps its inputs only and is evaluated again for its gradient.
+        """
+        rows = tuple(None if row is None else time_first(row, states.dim() - 2) for row in self._rows)
+        execution = self.execution or Execution.current()
+        steps = max(1, execution.block_rows // max(1, math.prod(states.shape[1:-1])))
+
+        def parts(rows: tuple[Tensor | None, ...]) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor | None, ...]]]:
+            split = zip(*(repeat(None) if row is None else row.split(steps) for row in rows), strict=False)
+            return zip(times.split(steps), states.split(steps), split, strict=False)
+
+        def anew(t: Tensor, z: Tensor, *row: Tensor | None) -> Coefficients:
+            with self.effects:
+                return sde.coefficients(t, z, row)
+
+        if execution.memory == "low":
+            blocks = [checkpoint(anew, t, z, *row, use_reentrant=False) for t, z, row in parts(rows)]
+        elif steps >= len(states):
+            return anew(times, states, *rows)
+        else:
+            with self.effects:
+                evaluate, rows = sde.evaluator(rows)
+                blocks = [evaluate(t, z, row) for t, z, row in parts(rows)]
         drifts, diffusions, controls = zip(*blocks, strict=True)
         matrix = self.sde.noise.matrix_dims
         return Coefficients(
@@ -264,12 +310,13 @@ class SDEPath(PathDistribution):
 
     def check_same_grid(self, other: PathDistribution) -> None:
         """Times must agree to round-off."""
-        if not isinstance(other, SDEPath):
+        grid = getattr(other, "grid", None)
+        if not isinstance(grid, TimeGrid):
             return
-        ours, theirs = self.grid.times.detach(), other.grid.times.detach()
+        ours, theirs = self.grid.times.detach(), grid.times.detach()
         if not _same_times(ours, theirs):
             msg = (
-                f"guide and model use different grids: guide {self.grid}, model {other.grid}. Build one TimeGrid and "
+                f"guide and model use different grids: guide {self.grid}, model {grid}. Build one TimeGrid and "
                 "pass it to both."
             )
             raise ValueError(msg)
@@ -294,6 +341,9 @@ class SDEPath(PathDistribution):
 
 
 def _broadcast(shapes: list[tuple[str, torch.Size]]) -> torch.Size:
+    different = {shape for _, shape in shapes if shape}
+    if len(different) < 2:  # torch's function is slow
+        return different.pop() if different else torch.Size()
     try:
         return torch.broadcast_shapes(*(shape for _, shape in shapes))
     except RuntimeError as error:

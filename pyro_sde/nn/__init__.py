@@ -9,7 +9,8 @@ To add an encoder: (1) subclass `Encoder` in a file of its own and start `forwar
 which fixes the meaning of masks, NaN and batch shapes for all encoders; (2) give source and cost in its
 docstring; (3) export it below; (4) add one row to the table in `tests/nn/conftest.py`: the contract suite
 checks causality, padding, missing entries, batch shapes and dtypes. A layer is added the same way, with a
-test file of its own.
+test file of its own; a drift or diffusion gets the fast path of the solvers by a method that describes its
+layers (`StateNetwork`).
 
 Papers: Rubanova, Chen, Duvenaud (2019), Latent ODEs for irregularly-sampled time series, arXiv:1907.03907
 (encoders that run backwards in time); Li, Wong, Chen, Duvenaud (2020), Scalable gradients for stochastic
@@ -24,6 +25,7 @@ from .encoders import GRUEncoder as GRUEncoder
 from .mlp import MLP as MLP
 from .mlp import ControlNet as ControlNet
 from .mlp import DriftNet as DriftNet
+from .state_network import StateNetwork as StateNetwork
 
 __all__ = [
     "ControlNet",
@@ -33,5 +35,6 @@ __all__ = [
     "Encoding",
     "GRUEncoder",
     "MLP",
+    "StateNetwork",
     "check_observations",
 ]

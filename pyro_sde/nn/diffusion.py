@@ -8,8 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from .base import check_positive, inverse_softplus, make_activation
+from .state_network import StateNetwork, is_plain
 
 __all__ = ["DiagonalDiffusion"]
+
+# A matrix of D blocks on its diagonal costs D times the arithmetic of the blocks, and one call instead of three.
+_DENSE_DIM = 16
 
 
 class DiagonalDiffusion(nn.Module):
@@ -72,3 +76,29 @@ class DiagonalDiffusion(nn.Module):
         hidden = self.activation(z.unsqueeze(-1) * self.slope + self.shift)  # (..., D, H)
         logit = torch.einsum("...dh,dh->...d", hidden, self.weight) + self.raw
         return self.floor + 2 * self.span * logit.sigmoid()
+
+    def state_network(self, t: Tensor, inputs: Tensor | None) -> StateNetwork | None:
+        """This diffusion as a function of the state; None for many dimensions, or if it is not what `forward` computes.
+
+        The networks of the D dimensions are one network with block-diagonal weights.
+        """
+        raw = self.raw
+        if type(self).forward is not DiagonalDiffusion.forward or inputs is not None or not is_plain(self):
+            return None
+        if self.constant:
+            return StateNetwork(self(t, raw)) if raw.dim() == 1 else None
+        dim, width = self.slope.shape[-2:]
+        if dim > _DENSE_DIM or any(part.dim() != 2 for part in (self.slope, self.shift, self.weight)) or raw.dim() != 1:
+            return None
+        block = torch.eye(dim, dtype=raw.dtype, device=raw.device)
+        return StateNetwork(
+            self.shift.reshape(-1),
+            (
+                (block.unsqueeze(1) * self.slope.unsqueeze(-1)).reshape(dim * width, dim),
+                (block.unsqueeze(-1) * self.weight).reshape(dim, dim * width),
+            ),
+            (raw,),
+            self.activation,
+            bounds=(self.floor, 2 * self.span),
+            elementwise=True,
+        )

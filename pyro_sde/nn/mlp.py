@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import check_positive, inverse_softplus, make_activation
+from .state_network import StateNetwork, is_plain
 
 __all__ = ["ControlNet", "DriftNet", "MLP", "SplitNet"]
 
@@ -143,6 +144,35 @@ class SplitNet(nn.Module):
             raise ValueError(msg)
         return self.forward_projected(t, z, None)
 
+    def state_network(self, t: Tensor, inputs: Tensor | None) -> StateNetwork | None:
+        """This network as a function of the state; None if a subclass or a hook makes it something else.
+
+        Args:
+            t: all times, ``(K, ..., 1)``.
+            inputs: all rows, ``(K, ..., C)``.
+        """
+        own = type(self).forward is SplitNet.forward and type(self).forward_projected in _OWN_FORWARDS
+        own = own and all(isinstance(layer, nn.Linear | type(self.activation)) for layer in self.tail.layers)
+        channels = 0 if inputs is None else inputs.shape[-1]
+        if not own or channels != self.input_dim or not is_plain(self):
+            return None
+        shift = self.state_part.bias
+        if inputs is not None and self.input_part is not None:
+            shift = nn.functional.linear(inputs, self.input_part.weight, shift)  # one pass less than a sum of both
+        if self.time_part is not None:
+            shift = shift + self.time_part(self._features(t))
+        layers = [layer for layer in self.tail.layers if isinstance(layer, nn.Linear)]
+        return StateNetwork(
+            shift,
+            (self.state_part.weight, *(layer.weight for layer in layers)),
+            tuple(layer.bias for layer in layers),
+            self.activation,
+            self._rate(),
+        )
+
+    def _rate(self) -> Tensor | None:
+        return None
+
     def _features(self, t: Tensor) -> Tensor:
         if self.period is None:
             return t
@@ -206,7 +236,11 @@ class DriftNet(SplitNet):
     def forward_projected(self, t: Tensor, z: Tensor, projected: Tensor | None) -> Tensor:
         """Output for rows ``(..., H)`` from `project_inputs`: `forward` for a loop over steps."""
         output = super().forward_projected(t, z, projected)
-        return output if self.raw_reversion is None else output - nn.functional.softplus(self.raw_reversion) * z
+        rate = self._rate()
+        return output if rate is None else output - rate * z
+
+    def _rate(self) -> Tensor | None:
+        return None if self.raw_reversion is None else nn.functional.softplus(self.raw_reversion)
 
 
 class ControlNet(SplitNet):
@@ -255,6 +289,9 @@ class ControlNet(SplitNet):
             activation=activation,
             last_scale=0.0,
         )
+
+
+_OWN_FORWARDS = (SplitNet.forward_projected, DriftNet.forward_projected)
 
 
 def _check_time(time_features: int, period: float | None) -> None:

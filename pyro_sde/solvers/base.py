@@ -17,9 +17,11 @@ class Solver(ABC):
 
     Attributes:
         strong_order: order of the pathwise error for general noise.
+        is_euler: whether the step is that of Euler–Maruyama, which `networks.py` knows by heart.
     """
 
     strong_order: float
+    is_euler: bool = False
 
     @abstractmethod
     def step(self, noise: Noise, z: Tensor, dt: Tensor, increment: Tensor, coefficients: Coefficients) -> Tensor:

@@ -9,8 +9,9 @@ from ..ops.grid import TimeGrid
 from ..sde.base import SDE, Coefficients
 from ..sde.noise import Noise
 from .base import Solver
-from .gradient import prefers_parallel, unroll_parallel
-from .loop import unroll
+from .execution import Execution
+from .noise import GivenNoise
+from .solve import solve
 
 __all__ = ["EulerMaruyama", "integrate"]
 
@@ -29,6 +30,7 @@ class EulerMaruyama(Solver):
     """
 
     strong_order = 0.5
+    is_euler = True
 
     def step(self, noise: Noise, z: Tensor, dt: Tensor, increment: Tensor, coefficients: Coefficients) -> Tensor:
         """One explicit Euler step of the total drift plus the noise."""
@@ -45,17 +47,11 @@ def integrate(
     initial: Tensor,
     standard_normal: Tensor,
     rows: tuple[Tensor | None, ...],
-    *,
-    backward: str = "auto",
-    record: list[Coefficients] | None = None,
+    execution: Execution | None = None,
 ) -> Tensor:
     """Path of an Itô SDE on a grid, driven by given noise.
 
-    Cost: K sequential steps. Gradients come from autograd through the loop or, where that is faster, from the
-    time-parallel backward pass of `gradient.py`, which cannot be differentiated twice. Both are exact;
-    ``pyro.settings.set(pyro_sde_backward="loop")`` or "parallel" chooses one, before `backward` is asked.
-
-    If autograd goes through the loop, the coefficients of every step are appended to `record`.
+    Cost: K sequential steps; `execution`, or the settings of Pyro, say how (see `Execution`).
 
     Shape:
         initial: ``(..., D)`` · standard_normal: ``(K, ..., M)`` · rows: ``(*batch, K, C)`` each, from `SDE.bind_rows` ·
@@ -64,15 +60,5 @@ def integrate(
     Raises:
         ValueError: if `sde` is a Stratonovich SDE.
     """
-    if sde.sde_type != "ito":
-        msg = "`sde` must be an Itô SDE, received a Stratonovich one, whose drift differs. Pass `sde.ito()`."
-        raise ValueError(msg)
-    if grid.num_steps == 0:
-        return initial.unsqueeze(-2)
-    states = None
-    if prefers_parallel(sde, grid, initial, standard_normal, rows, backward):
-        states = unroll_parallel(solver, sde, grid, initial, standard_normal, rows)
-    if states is None:
-        states = unroll(solver, sde, grid, initial, standard_normal, rows, record)
-    # Stacked with time first and viewed with time at -2: later calls for all times at once then need no copy.
-    return states.movedim(0, -2)
+    execution = Execution.current() if execution is None else execution
+    return solve(solver, sde, grid, initial, GivenNoise(standard_normal), rows, execution).path

@@ -13,89 +13,20 @@ exactly the gradient of the loop, from one batched backward pass instead of K sm
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
-import pyro.settings
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..ops.grid import TimeGrid
 from ..ops.layout import time_first
+from ..ops.scan import linear_recurrence
 from ..sde.base import SDE
 from .base import Solver
 from .loop import brownian_increments, unroll
 
-__all__ = ["BACKWARD", "prefers_parallel", "unroll_parallel"]
-
-BACKWARD = "auto"
-
-# Multiply-adds per step, rows x parameters x (D + 3), below which D + 3 batched passes cost less than a recorded step.
-# `bench backward`, one core: 2.4x faster at 3 000, 1.6x at 34 000 and 65 000, 1.2x at 134 000, 1.4x slower at 380 000.
-_PARALLEL_WORK = 100_000
-_GRAPH_NODES = 1000  # a captured tensor may hang on an encoder: its graph is not work of a step, and is not searched
-
-
-@pyro.settings.register("pyro_sde_backward", __name__, "BACKWARD")
-def _check_backward(value: str) -> None:
-    if value not in ("auto", "loop", "parallel"):
-        msg = f'`pyro_sde_backward` must be "auto", "loop" or "parallel", received {value!r}.'
-        raise ValueError(msg)
-
-
-def prefers_parallel(
-    sde: SDE,
-    grid: TimeGrid,
-    initial: Tensor,
-    standard_normal: Tensor,
-    rows: tuple[Tensor | None, ...],
-    backward: str = "auto",
-) -> bool:
-    """Whether the time-parallel backward pass is worth it: the one place where this is decided.
-
-    Never without something to differentiate, in a trace or under functional transforms, and never for coefficients that
-    take one time at a time. Results do not depend on the answer beyond round-off. The setting ``pyro_sde_backward``
-    decides, unless it is "auto"; then `backward` does, unless that is "auto" too. Then the coefficients are called
-    once, to count the parameters that a step multiplies with: also those that a function captured, but not those behind
-    inputs, which are applied before the loop.
-    """
-    if not torch.is_grad_enabled() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
-        return False
-    wanted = backward if BACKWARD == "auto" else BACKWARD
-    if wanted == "loop" or (wanted == "auto" and (grid.num_steps < 8 or not sde.takes_all_times)):
-        return False
-    evaluate, hoisted = sde.evaluator(rows)
-    first = tuple(None if row is None else row[..., 0, :].detach() for row in hoisted)
-    z, dt = initial.detach(), grid.steps[..., :1].detach()
-    coefficients = evaluate(grid.times[..., :1].detach(), z, first)
-    change = coefficients.total_drift(sde.noise) * dt
-    outputs = [tensor for tensor in (change, coefficients.diffusion) if tensor.requires_grad]
-    given = [initial, standard_normal, grid.steps, *(row for row in rows if row is not None)]
-    if not outputs and not any(tensor.requires_grad for tensor in given):
-        return False
-    if wanted == "parallel":
-        return True
-    width = initial.shape[-1]
-    count = torch.broadcast_shapes(change.shape[:-1], z.shape[:-1]).numel()
-    return count * (_captured_size(outputs) + width) * (width + 3) <= _PARALLEL_WORK
-
-
-def _captured_size(outputs: list[Tensor]) -> int:
-    """Number of scalars in the leaf tensors that the graph of some outputs reaches, as far as it matters."""
-    pending: list[Any] = [output.grad_fn if output.grad_fn is not None else output for output in outputs]
-    seen: set[Any] = set()
-    total = 0
-    while pending and total <= _PARALLEL_WORK and len(seen) < _GRAPH_NODES:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, Tensor):
-            total += node.numel()
-        elif hasattr(node, "variable"):
-            total += node.variable.numel()
-        else:
-            pending += [following for following, _ in node.next_functions]
-    return total
+__all__ = ["refuse_second_derivative", "unroll_parallel", "unroll_parallel_lean"]
 
 
 def unroll_parallel(
@@ -105,32 +36,93 @@ def unroll_parallel(
     initial: Tensor,
     standard_normal: Tensor,
     rows: tuple[Tensor | None, ...],
+    *,
+    states: Tensor | None = None,
 ) -> Tensor | None:
     """As `unroll`, with the time-parallel backward pass; None if it would not be exact.
 
     That is so where the rows of a batch depend on each other, or a coefficient gives another value when it is asked
     again (dropout).
 
-    Memory: one call of the coefficients at all K steps, and K Jacobians. A second derivative raises RuntimeError.
+    Arguments as for `unroll`, and `states`, ``(K + 1, ..., D)``, if they are known already. Memory: one call of the
+    coefficients at all K steps, and K Jacobians. A second derivative raises RuntimeError.
+    """
+    if states is None:
+        with torch.no_grad():
+            states = unroll(solver, sde, grid, initial, standard_normal, rows)
+    step = _batched_step(solver, sde, grid, standard_normal, rows, states.dim() - 2)
+    leaf = states[:-1].detach().requires_grad_()
+    following = step(leaf)
+    if following.shape != leaf.shape or not _repeats(following, states[1:]):
+        return None
+    jacobian = _jacobian(following, leaf)
+    if not _rows_are_independent(following, leaf, jacobian):
+        return None
+    return _Unrolled.apply(initial.expand(states.shape[1:]), following, lambda: jacobian)
+
+
+def unroll_parallel_lean(
+    solver: Solver,
+    sde: SDE,
+    grid: TimeGrid,
+    initial: Tensor,
+    normal_of: Callable[[], Tensor],
+    rows: tuple[Tensor | None, ...],
+) -> Tensor:
+    """As `unroll_parallel` where that is known to be exact, with nothing kept but the states.
+
+    The batched call and the Jacobians are computed in the backward pass, once each, with the noise drawn again: the
+    function `normal_of` gives the standard normal noise, the same at every call. Other arguments as for `unroll`.
     """
     with torch.no_grad():
-        states = unroll(solver, sde, grid, initial, standard_normal, rows)
-    rank = states.dim() - 2
+        states = unroll(solver, sde, grid, initial, normal_of(), rows)
+
+    def step(leaf: Tensor) -> Tensor:
+        return _batched_step(solver, sde, grid, normal_of(), rows, states.dim() - 2)(leaf)
+
+    def jacobian() -> Tensor:
+        with torch.enable_grad():
+            leaf = states[:-1].detach().requires_grad_()
+            return _jacobian(step(leaf), leaf)
+
+    following = checkpoint(step, states[:-1], use_reentrant=False)
+    return _Unrolled.apply(initial.expand(states.shape[1:]), following, jacobian)
+
+
+def _batched_step(
+    solver: Solver,
+    sde: SDE,
+    grid: TimeGrid,
+    standard_normal: Tensor,
+    rows: tuple[Tensor | None, ...],
+    rank: int,
+) -> Callable[[Tensor], Tensor]:
+    """All steps in one call: states before them (K, ..., D) to states after them."""
     steps = time_first(grid.steps.unsqueeze(-1), rank)
     increments = brownian_increments(steps, time_first(standard_normal.movedim(0, -2), rank))
     evaluate, rows = sde.evaluator(rows)
     late = tuple(None if row is None else time_first(row, rank) for row in rows)
     times = time_first(grid.times.unsqueeze(-1), rank)[:-1]
-    leaf = states[:-1].requires_grad_()
-    following = solver.step(sde.noise, leaf, steps, increments, evaluate(times, leaf, late))
-    if following.shape != leaf.shape or not _repeats(following, states[1:]):
-        return None
+    return lambda z: solver.step(sde.noise, z, steps, increments, evaluate(times, z, late))
+
+
+def _jacobian(following: Tensor, leaf: Tensor) -> Tensor:
+    """Derivatives ``(K, ..., D, D)`` of entry i of each next state by entry j of the state, from D products."""
     basis = torch.eye(leaf.shape[-1], dtype=leaf.dtype, device=leaf.device)
-    columns = [_vjp(following, leaf, direction.expand_as(following)) for direction in basis]
-    jacobian = torch.stack(columns, -2)  # (K, ..., D, D): d next_i / d z_j
-    if not _rows_are_independent(following, leaf, jacobian):
-        return None
-    return _Unrolled.apply(initial.expand(states.shape[1:]), following, jacobian)
+    return torch.stack([_vjp(following, leaf, direction.expand_as(following)) for direction in basis], -2)
+
+
+def refuse_second_derivative() -> None:
+    """Raise RuntimeError inside a backward pass that autograd records.
+
+    `once_differentiable` would not do: its delayed error is pruned when the second derivative has another path as well.
+    """
+    if torch.is_grad_enabled():
+        msg = (
+            "the fast backward pass of a path cannot be differentiated twice (create_graph=True). Call "
+            'pyro.settings.set(pyro_sde_backward="loop") before sampling it.'
+        )
+        raise RuntimeError(msg)
 
 
 def _repeats(again: Tensor, states: Tensor) -> bool:
@@ -163,29 +155,17 @@ class _Unrolled(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx, initial: Tensor, following: Tensor, jacobian: Tensor
+        ctx: torch.autograd.function.FunctionCtx, initial: Tensor, following: Tensor, jacobian: Callable[[], Tensor]
     ) -> Tensor:
-        ctx.save_for_backward(jacobian)
+        ctx.jacobian = jacobian  # type: ignore[attr-defined]
         return torch.cat([initial.unsqueeze(0), following])
 
     @staticmethod
     def backward(  # type: ignore[override]
         ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor
     ) -> tuple[Tensor, Tensor, None]:
-        # Not `once_differentiable`: its delayed error is pruned when the second derivative has another path as well.
-        if torch.is_grad_enabled():
-            msg = (
-                "the time-parallel backward pass of a path cannot be differentiated twice (create_graph=True). Call "
-                'pyro.settings.set(pyro_sde_backward="loop") before sampling it.'
-            )
-            raise RuntimeError(msg)
+        refuse_second_derivative()
         (gradient,) = gradients
-        (jacobian,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        size, width = len(jacobian), jacobian.shape[-1]
-        transposed = jacobian.mT.reshape(size, -1, width, width).contiguous().unbind(0)
-        arriving = gradient.reshape(size + 1, -1, width, 1).unbind(0)
-        adjoint = [arriving[-1]]
-        for step in range(size - 1, -1, -1):
-            adjoint.append(torch.baddbmm(arriving[step], transposed[step], adjoint[-1]))
-        adjoints = torch.stack(adjoint[::-1]).reshape(gradient.shape)
+        jacobian = ctx.jacobian()  # type: ignore[attr-defined]
+        adjoints = linear_recurrence(jacobian, gradient[:-1], gradient[-1], reverse=True)
         return adjoints[0], adjoints[1:], None

@@ -6,8 +6,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_sde import SDE, NeuralSDE, SDEPath, TimeGrid, path_kl
 from pyro_sde.nn import ControlNet
@@ -477,3 +479,41 @@ def test_times_instead_of_a_grid_are_refused_with_advice():
     initial = dist.Normal(torch.zeros(2), 1.0).to_event(1)
     with pytest.raises(TypeError, match=r"`grid` must be a TimeGrid, received Tensor.*TimeGrid\(times"):
         SDEPath(OrnsteinUhlenbeck(1.0, 0.5), initial, torch.tensor([0.0, 1.0]))
+
+
+def test_an_execution_of_another_type_is_refused_with_advice():
+    with pytest.raises(TypeError, match="`execution` must be an Execution, received dict"):
+        SDEPath(
+            OrnsteinUhlenbeck(1.0, 0.5),
+            dist.Normal(torch.zeros(1), 1.0).to_event(1),
+            TimeGrid(torch.linspace(0.0, 1.0, 3)),
+            execution={"memory": "low"},
+        )
+
+
+class Operations(TorchDispatchMode):
+    """Counts the tensor operations that run inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operations_beside_sampling(steps):
+    """Operations of trace, validation, densities and score parts of a path site, without its simulation."""
+    prior, initial = NeuralSDE(2, (4,)), dist.Normal(torch.zeros(3, 2), 1.0).to_event(1)
+    law = SDEPath(prior, initial, TimeGrid(torch.linspace(0.0, 1.0, steps + 1)), validate_args=True)
+    value = law.sample().requires_grad_()
+    with Operations() as operations:
+        trace = poutine.trace(lambda: pyro.sample("z", law, obs=value)).get_trace()
+        trace.compute_score_parts()
+        trace.compute_log_prob()
+    return operations.count
+
+
+def test_a_path_site_costs_the_same_number_of_operations_for_any_length():
+    assert operations_beside_sampling(20) == operations_beside_sampling(200)

@@ -1,11 +1,11 @@
 """Coefficients evaluated in blocks of steps are those of one call."""
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
 from pyro_sde import SDE, NeuralSDE, SDEPath, TimeGrid
-from pyro_sde.distributions import sde_path
 from pyro_sde.nn import ControlNet
 
 CAPTURED = torch.tensor([[0.5], [0.8], [1.1]])  # (B, 1)
@@ -27,21 +27,22 @@ def sdes():
 
 
 @pytest.mark.parametrize("name", sdes())
+@pytest.mark.parametrize("memory", ["full", "low"])
 @pytest.mark.parametrize("rows", [1, 3, 20, 21])
 @pytest.mark.parametrize("sample", [(), (2,)], ids=["one", "samples"])
-def test_density_and_gradient_do_not_depend_on_the_block(name, rows, sample, monkeypatch):
+def test_density_and_gradient_do_not_depend_on_the_block(name, rows, sample, memory):
     torch.manual_seed(0)
     grid = TimeGrid(torch.rand(3, 4).cumsum(-1), max_step=0.2)
     inputs = torch.randn(3, grid.num_steps, 4) if name == "control with inputs" else None
     law = SDEPath(sdes()[name], dist.Normal(torch.zeros(3, 2), 1.0).to_event(1), grid, inputs=inputs)
     path = law.sample(sample).requires_grad_()
 
-    def evaluate(block):
-        monkeypatch.setattr(sde_path, "_BLOCK_ROWS", block)
-        log_prob = law.log_prob(path)
+    def evaluate(block, memory="full"):
+        with pyro.settings.context(pyro_sde_block=block, pyro_sde_memory=memory):
+            log_prob = law.log_prob(path)
         return log_prob, torch.autograd.grad(log_prob.sum(), path)[0]
 
-    for ours, expected in zip(evaluate(rows), evaluate(10**9), strict=True):
+    for ours, expected in zip(evaluate(rows, memory), evaluate(10**9), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
 
 

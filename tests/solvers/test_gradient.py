@@ -4,14 +4,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import torchsde
 from pyro import poutine
 from torch import nn
 
 from pyro_sde import SDE, NeuralSDE, SDEPath, TimeGrid
 from pyro_sde.nn import ControlNet
 from pyro_sde.sde import UnderdampedLangevin
-from pyro_sde.solvers import gradient
 
 
 @pytest.fixture(autouse=True)
@@ -179,70 +177,11 @@ def test_random_weights_in_a_drift_keep_their_gradient():
     torch.testing.assert_close(run("parallel"), run("loop"))
 
 
-# ---------------------------------------------------------------- choice
-def prefers(sde, batch=4, steps=50, width=2, context=None):
-    grid = TimeGrid(torch.arange(steps + 1.0))
-    rows = sde.bind_rows(None if context is None else torch.zeros(batch, steps, context))
-    initial, normal = torch.zeros(batch, width), torch.zeros(steps, batch, width)
-    return gradient.prefers_parallel(sde, grid, initial, normal, rows)
-
-
-def test_small_work_is_done_in_parallel_and_large_work_in_the_loop():
-    assert prefers(NeuralSDE(2, (16,)))
-    assert not prefers(NeuralSDE(2, (256, 256)))
-    assert not prefers(NeuralSDE(2, (16,)), batch=10_000)
-    assert not prefers(NeuralSDE(2, (16,)), steps=3)
-
-
-def test_captured_parameters_count_and_those_behind_inputs_do_not():
-    net = nn.Sequential(nn.Linear(2, 256), nn.Tanh(), nn.Linear(256, 2))
-    nets = {True: NeuralSDE(2, (4,)), False: SDE(lambda t, z: net(z), lambda t, z: torch.ones(2))}
-    for expected, sde in nets.items():
-        assert prefers(sde, batch=32) is expected
-    wide = NeuralSDE(2, (4,)).controlled(ControlNet(2, 5000, hidden=(4,)))
-    assert prefers(wide, context=5000)
-
-
-def test_nothing_to_differentiate_needs_no_backward_pass():
-    assert not prefers(SDE(lambda t, z: -z, lambda t, z: torch.ones(2)))
-
-
 def test_coefficients_that_do_not_repeat_fall_back_to_the_loop():
     net = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 2))
     with pyro.settings.context(pyro_sde_backward="parallel"):
         path = law_of(lambda t, z: net(z)).rsample()
     assert type(path.grad_fn.next_functions[0][0]).__name__ == "StackBackward0"
-
-
-def test_the_loop_is_used_where_the_parallel_pass_cannot_be():
-    sde = NeuralSDE(2, (4,))
-    with torch.no_grad():
-        assert not prefers(sde)
-
-    class Scalar(torchsde.SDEIto):
-        def __init__(self):
-            super().__init__(noise_type="diagonal")
-
-        def f(self, t, y):
-            return -y
-
-        def g(self, t, y):
-            return torch.ones_like(y)
-
-    assert not prefers(SDE.from_torchsde(Scalar()))
-    seen = []
-    torch.func.vmap(lambda x: seen.append(prefers(sde)) or x)(torch.zeros(2))
-    torch.jit.trace(lambda x: seen.append(prefers(sde)) or x, torch.zeros(2), check_trace=False)
-    assert seen == [False, False]
-
-
-def test_the_setting_overrides_the_choice_and_refuses_other_words():
-    with pyro.settings.context(pyro_sde_backward="loop"):
-        assert not prefers(NeuralSDE(2, (4,)))
-    with pyro.settings.context(pyro_sde_backward="parallel"):
-        assert prefers(NeuralSDE(2, (256, 256)))
-    with pytest.raises(ValueError, match="`pyro_sde_backward` must be"):
-        pyro.settings.set(pyro_sde_backward="fast")
 
 
 def test_second_order_dynamics_have_finite_gradients_in_parallel():

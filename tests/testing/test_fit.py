@@ -4,6 +4,8 @@ import torch
 
 from pyro_sde import SDE, OrnsteinUhlenbeckPath, PathDistribution, SDEPath, TimeGrid
 from pyro_sde.sde import OrnsteinUhlenbeck, UnderdampedLangevin
+from pyro_sde.solvers import Execution
+from pyro_sde.solvers.noise import GivenNoise
 from pyro_sde.testing import TEST_FAILURE_RATE, ContractError, gof, loop_log_prob, stein_test
 
 DOUBLE = torch.float64
@@ -34,7 +36,8 @@ class Correlated(SDEPath):
 
     def simulate(self, initial):
         shape = (self.grid.num_steps // 2, *initial.shape)
-        return self._integrate(initial, torch.randn(shape, dtype=initial.dtype).repeat_interleave(2, 0))
+        normal = torch.randn(shape, dtype=initial.dtype).repeat_interleave(2, 0)
+        return self._integrate(initial, GivenNoise(normal), Execution())
 
 
 class WrongDensity(OrnsteinUhlenbeckPath):
