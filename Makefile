@@ -3,10 +3,12 @@
 # PYTHON       the interpreter that `.venv` is made with (3.11 or newer for the pinned versions below)
 # CONSTRAINTS  the pinned versions; `make venv CONSTRAINTS=/dev/null` takes the newest ones instead
 # WORKERS      test processes
+# REPORT       for `make bench`: the page whose tables are written anew (docs/performance.md); none if empty
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 WORKERS ?= 2
+REPORT ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -69,8 +71,8 @@ test-all: lint types docs  ## the same with the slow tests
 	@echo "==> pytest, slow tests included"
 	@$(PYTEST) -m "not bench"
 
-bench: $(DEV_STAMP)  ## measure speed; 1 thread
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pyro_sde bench
+bench: $(DEV_STAMP)  ## measure speed; 1 thread, ten minutes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pyro_sde bench $(if $(REPORT),--report $(REPORT))
 
 format: $(DEV_STAMP)  ## let ruff fix what it can
 	@$(BIN)/ruff check --fix .

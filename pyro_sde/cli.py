@@ -30,14 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "bench", help="measure speed (from a source checkout); prints tables, writes bench.json"
     )
     bench.add_argument("names", nargs="*", help="benchmarks to run; all if none is named")
-    bench.add_argument("--output", type=Path, default=Path("bench.json"))
+    bench.add_argument("--output", type=Path, default=Path("bench.json"), help="every round of every row, as JSON")
+    choice = bench.add_mutually_exclusive_group()
+    choice.add_argument("--only", default="", metavar="TITLE", help='only tables whose title begins so, such as "S3"')
+    choice.add_argument("--report", type=Path, help="page whose tables to write anew, such as docs/performance.md")
     data = commands.add_parser("data", help="list the data sets, or fetch one into the cache")
     data.add_argument("name", nargs="?")
     options = parser.parse_args(arguments)
     if options.command == "quickstart":
         run_quickstart(steps=options.steps, seed=options.seed, output=options.output)
     elif options.command == "bench":
-        return _bench(options.names, options.output)
+        return _bench(options)
     elif options.name:
         print(load(options.name))
     else:
@@ -46,28 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _bench(names: Sequence[str], output: Path) -> int:
-    """Run the benchmarks of a source checkout: every module of `tests/benchmarks` with a function `tables`."""
+def _bench(options: argparse.Namespace) -> int:
+    """Run the benchmarks of a source checkout; `tests/benchmarks/harness.py` knows how."""
     root = Path(__file__).resolve().parents[1]
-    folder = root / "tests" / "benchmarks"
-    if not (folder / "harness.py").exists():
+    if not (root / "tests" / "benchmarks" / "harness.py").exists():
         print("the benchmarks are part of a source checkout, not of the installed package; clone the repository.")
         return 2
     sys.path.insert(0, str(root))
     harness = importlib.import_module("tests.benchmarks.harness")
-    known = sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("harness", "__init__"))
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        print(f"unknown benchmark {unknown}; there are {known}.")
-        return 2
-    for key, value in harness.machine().items():
-        print(f"{key:10} {value}")
-    tables = []
-    for name in names or known:
-        measured = importlib.import_module(f"tests.benchmarks.{name}").tables()
-        for table in measured:
-            table.print()
-        tables += measured
-    harness.write(tables, output)
-    print(f"\nwritten to {output}")
-    return 0
+    return harness.run(options.names, only=options.only, output=options.output, report=options.report)

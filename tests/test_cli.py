@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,31 @@ def test_bench_runs_named_benchmarks_and_writes_versions(monkeypatch, tmp_path, 
 def test_bench_names_what_it_knows(capsys):
     assert cli.main(["bench", "unknown"]) == 2
     assert "path_site" in capsys.readouterr().out
+
+
+def test_bench_passes_its_options_on(monkeypatch):
+    from tests.benchmarks import harness
+
+    seen = []
+    monkeypatch.setattr(harness, "run", lambda names, **options: seen.append((names, options)) or 0)
+    assert cli.main(["bench", "memory", "--only", "S3", "--output", "a.json"]) == 0
+    assert cli.main(["bench", "--report", "page.md"]) == 0
+    assert seen == [
+        (["memory"], {"only": "S3", "output": Path("a.json"), "report": None}),
+        ([], {"only": "", "output": Path("bench.json"), "report": Path("page.md")}),
+    ]
+
+
+def test_bench_refuses_to_report_a_part_of_the_tables(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--only", "S3", "--report", "page.md"])
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_bench_needs_a_source_checkout(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "pyro_sde" / "cli.py"))
+    assert cli.main(["bench"]) == 2
+    assert "source checkout" in capsys.readouterr().out
 
 
 def test_an_unknown_command_is_refused(capsys):

@@ -8,6 +8,8 @@ longest dense one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -15,11 +17,13 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 from pyro_sde import SDE, PathELBO, SDEPath, TimeGrid
-from tests.benchmarks.harness import Table, measure
+from tests.benchmarks._page import number, single, spread_note
+from tests.benchmarks.harness import Table, measure, select
 
 STEPS, BATCH, DIM = 300, 32, 6
 STEP = 0.01
 LIKELIHOOD = 0.1
+MARKOV, RAW = "pyro.markov, 602 sites", "raw torch"
 
 
 class Drift(nn.Module):
@@ -112,21 +116,18 @@ def overhead() -> Table:
     values = torch.randn(BATCH, STEPS + 1, DIM)
     optimiser = torch.optim.Adam([*prior.parameters(), *posterior.parameters()], 1e-3)
     variants = {
-        "pyro.markov, 602 sites": markov_step(prior, posterior, values),
-        "raw torch": raw_step(prior, posterior, values, optimiser),
+        MARKOV: markov_step(prior, posterior, values),
+        RAW: raw_step(prior, posterior, values, optimiser),
         "path site, Trace_ELBO": path_step(prior, posterior, values, Trace_ELBO()),
         "path site, PathELBO full": path_step(prior, posterior, values, PathELBO("full")),
         "path site, PathELBO stl": path_step(prior, posterior, values, PathELBO("stl")),
         "path site, PathELBO closed": path_step(prior, posterior, values, PathELBO("closed")),
     }
-    table = measure(
-        f"One SVI step, T={STEPS}, batch {BATCH}, D={DIM}", variants, baseline="pyro.markov, 602 sites", rounds=9
-    )
+    title = f"One SVI step, T={STEPS}, batch {BATCH}, D={DIM}"
+    table = measure(title, variants, baseline=MARKOV, rounds=9)
     for name in list(variants)[2:]:
-        extra = table.median(name) - table.median("raw torch")
-        table.notes.append(
-            f"{name}: {extra:+.2f} ms over raw torch, {table.median(name) / table.median('raw torch'):.2f}x"
-        )
+        extra = table.median(name) - table.median(RAW)
+        table.notes.append(f"{name}: {extra:+.2f} ms over raw torch, {1 / table.ratio(name, RAW):.2f}x")
     return table
 
 
@@ -154,5 +155,25 @@ def ragged() -> Table:
     )
 
 
+JOBS: dict[str, Callable[[], Table]] = {"One SVI step": overhead, "64 series": ragged}
+
+
 def tables() -> list[Table]:
-    return [overhead(), ragged()]
+    return select(JOBS)
+
+
+def page(measured: list[Table]) -> str:
+    chain, batch = measured
+    shown = {MARKOV: "`pyro.markov` loop, one site per step", RAW: "the same gradient in plain torch"}
+    shown |= {name: name.replace("PathELBO ", "PathELBO kl=") for name in list(chain.rows)[2:]}
+    ragged_row, dense_row = list(batch.rows)[1], batch.baseline
+    against = f"{number(batch.median(ragged_row))} against {number(batch.median(dense_row))} ms"
+    return "\n\n".join(
+        [
+            f"{chain.title}:",
+            single(chain, ratio="`pyro.markov` / this", names=shown),
+            spread_note([chain]),
+            f"64 series of 20 to 300 steps in one ragged batch take {number(1 / batch.ratio(ragged_row))} times as "
+            f"long as 64 series of 300 steps ({against}).",
+        ]
+    )
