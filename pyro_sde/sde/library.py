@@ -9,47 +9,18 @@ from torch import Tensor, nn
 
 from ..nn.diffusion import DiagonalDiffusion
 from ..nn.mlp import DriftNet
+from ..nn.state_network import StateNetwork, is_plain
 from .base import SDE
 
 __all__ = [
-    "BrownianMotion",
     "DoubleWell",
     "GeometricBrownianMotion",
     "NeuralSDE",
-    "OrnsteinUhlenbeck",
     "StochasticLorenz",
     "UnderdampedLangevin",
 ]
 
 Coefficient = Tensor | float
-
-
-class BrownianMotion(SDE):
-    r"""Brownian motion with drift, :math:`dz = \mu\,dt + \sigma\,dW`.
-
-    Args:
-        scale: diffusion :math:`\sigma`, number or ``(*batch, D)``.
-        velocity: drift :math:`\mu`, number or ``(*batch, D)``.
-    """
-
-    def __init__(self, scale: Coefficient = 1.0, velocity: Coefficient = 0.0) -> None:
-        super().__init__(_Function(_shift, velocity), _Function(_constant, scale))
-
-
-class OrnsteinUhlenbeck(SDE):
-    r"""Ornstein–Uhlenbeck process :math:`dz = \theta(\mu - z)\,dt + \sigma\,dW`.
-
-    Stationary law :math:`N(\mu, \sigma^2 / 2\theta)`; correlation time :math:`1/\theta`.
-
-    Args:
-        rate: :math:`\theta > 0`, number or ``(*batch, D)``, per unit of time. A latent of shape ``(B,)`` must be given
-            as ``(B, 1)``.
-        scale: :math:`\sigma`, number or ``(*batch, D)``.
-        loc: :math:`\mu`, number or ``(*batch, D)``.
-    """
-
-    def __init__(self, rate: Coefficient, scale: Coefficient, loc: Coefficient = 0.0) -> None:
-        super().__init__(_Function(_mean_reversion, rate, loc), _Function(_constant, scale))
 
 
 class GeometricBrownianMotion(SDE):
@@ -192,21 +163,31 @@ class _Function(nn.Module):
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         return self.function(t, z, *(getattr(self, name) for name in self.names))
 
+    def state_network(self, t: Tensor, inputs: Tensor | None) -> StateNetwork | None:
+        """This function as an affine one of the state, None if it is not."""
+        affine = _AFFINE.get(self.function)
+        if affine is None or inputs is not None or not is_plain(self):
+            return None
+        values = [getattr(self, name) for name in self.names]
+        if any(isinstance(value, Tensor) and value.dtype != t.dtype for value in values):
+            return None
+        shift, rate = affine(*(value if isinstance(value, Tensor) else t.new_tensor(value) for value in values))
+        return StateNetwork(t.new_zeros(()) if shift is None else shift, rate=rate)
+
 
 def _constant(_t: Tensor, z: Tensor, scale: Coefficient) -> Tensor:
     return torch.as_tensor(scale, dtype=z.dtype, device=z.device) if not isinstance(scale, Tensor) else scale
-
-
-def _shift(_t: Tensor, z: Tensor, velocity: Coefficient) -> Tensor:
-    return torch.zeros_like(z) + velocity
 
 
 def _proportional(_t: Tensor, z: Tensor, factor: Coefficient) -> Tensor:
     return factor * z
 
 
-def _mean_reversion(_t: Tensor, z: Tensor, rate: Coefficient, loc: Coefficient) -> Tensor:
-    return rate * (loc - z)
+# the functions above as (shift, rate) of shift - rate * z
+_AFFINE: dict[Callable[..., Tensor], Callable[..., tuple[Tensor | None, Tensor | None]]] = {
+    _constant: lambda scale: (scale, None),
+    _proportional: lambda factor: (None, -factor),
+}
 
 
 def _double_well(_t: Tensor, z: Tensor, strength: Coefficient, well: Coefficient) -> Tensor:
