@@ -1,5 +1,7 @@
 """Pyro models whose sample sites are paths of stochastic differential equations."""
 
+from .distributions import GaussianPath as GaussianPath
+from .distributions import LinearGaussianSSM as LinearGaussianSSM
 from .distributions import OrnsteinUhlenbeckPath as OrnsteinUhlenbeckPath
 from .distributions import PathDistribution as PathDistribution
 from .distributions import SDEPath as SDEPath
@@ -21,8 +23,10 @@ from .sde import NeuralSDE as NeuralSDE
 __all__ = [
     "AutoSDE",
     "GRUEncoder",
+    "GaussianPath",
     "JitPathELBO",
     "LatentSDE",
+    "LinearGaussianSSM",
     "NeuralSDE",
     "OrnsteinUhlenbeckPath",
     "PathDistribution",

@@ -14,8 +14,19 @@ Papers: Li et al. (2020), arXiv 2001.01328; Roeder et al. (2017), arXiv 1703.091
 """
 
 from .base import PathDistribution as PathDistribution
+from .gaussian_path import GaussianPath as GaussianPath
+from .gaussian_state import GaussianState as GaussianState
 from .kl import path_kl as path_kl
+from .linear_gaussian_ssm import LinearGaussianSSM as LinearGaussianSSM
 from .ornstein_uhlenbeck import OrnsteinUhlenbeckPath as OrnsteinUhlenbeckPath
 from .sde_path import SDEPath as SDEPath
 
-__all__ = ["OrnsteinUhlenbeckPath", "PathDistribution", "SDEPath", "path_kl"]
+__all__ = [
+    "GaussianPath",
+    "GaussianState",
+    "LinearGaussianSSM",
+    "OrnsteinUhlenbeckPath",
+    "PathDistribution",
+    "SDEPath",
+    "path_kl",
+]

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..distributions.kl import site_law
-from ..distributions.sde_path import SDEPath
 from .traces import TracePair
 
 __all__ = ["uncovered_parameters"]
@@ -28,9 +27,10 @@ def uncovered_parameters(pair: TracePair, model: Callable[..., Any], guide: Call
     for trace in pair:
         for name, site in trace.nodes.items():
             law = site_law(site["fn"]) if site["type"] == "sample" else None
-            if law is None or not isinstance(law.law, SDEPath):
+            sde = None if law is None else getattr(law.law, "sde", None)
+            if not isinstance(sde, nn.Module):
                 continue
-            parameters = [p for p in law.law.sde.parameters() if p.requires_grad and id(p) not in covered]
+            parameters = [p for p in sde.parameters() if p.requires_grad and id(p) not in covered]
             if parameters:
                 missing[name] = max(missing.get(name, 0), sum(p.numel() for p in parameters))
     return missing

@@ -11,6 +11,7 @@ from pyro.infer.reparam.reparam import Reparam, ReparamMessage, ReparamResult
 from torch import Tensor
 from torch.distributions import Independent
 
+from ..distributions.gaussian_path import GaussianPath
 from ..distributions.kl import SiteLaw, site_law
 from ..distributions.sde_path import SDEPath
 
@@ -18,7 +19,7 @@ __all__ = ["PathNoiseReparam", "is_point_mass"]
 
 
 class PathNoiseReparam(Reparam):
-    r"""Replaces a latent `SDEPath` by its first state and the standard normal noise that drives it.
+    r"""Replaces a latent `SDEPath` or `GaussianPath` by its first state and the standard normal noise that drives it.
 
     .. math::
         z_0 \sim p_0, \quad \epsilon_k \sim N(0, I_M), \quad
@@ -37,7 +38,7 @@ class PathNoiseReparam(Reparam):
     directions without noise then follow from the others.
 
     Raises:
-        TypeError: at the site, if its law is not an `SDEPath`.
+        TypeError: at the site, if its law is another.
         ValueError: at the site, if it is observed.
 
     References:
@@ -77,11 +78,11 @@ class PathNoiseReparam(Reparam):
 
 def _latent_path(name: str, fn: object, is_observed: bool) -> SiteLaw:
     site = site_law(fn)
-    if site is None or not isinstance(site.law, SDEPath):
+    if site is None or not isinstance(site.law, SDEPath | GaussianPath):
         law = type(fn).__name__ if site is None else type(site.law).__name__
         msg = (
-            f"site '{name}': PathNoiseReparam serves sites with an SDEPath law, received {law}. Name only path sites "
-            "in the config of poutine.reparam."
+            f"site '{name}': PathNoiseReparam serves sites with an SDEPath or GaussianPath law, received {law}. Name "
+            "only path sites in the config of poutine.reparam."
         )
         raise TypeError(msg)
     if is_observed:
@@ -93,7 +94,7 @@ def _latent_path(name: str, fn: object, is_observed: bool) -> SiteLaw:
     return site
 
 
-def _sample_initial(name: str, site: SiteLaw, law: SDEPath, value: Tensor | None) -> Tensor:
+def _sample_initial(name: str, site: SiteLaw, law: SDEPath | GaussianPath, value: Tensor | None) -> Tensor:
     """First state ``(..., D)``, from a site of its own unless the initial law is a point."""
     if is_point_mass(law.initial):
         return law.initial.sample()
@@ -101,7 +102,7 @@ def _sample_initial(name: str, site: SiteLaw, law: SDEPath, value: Tensor | None
     return pyro.sample(f"{name}_initial", fn, obs=value, infer={"is_observed": False})
 
 
-def _sample_noise(name: str, site: SiteLaw, law: SDEPath, value: Tensor | None) -> Tensor:
+def _sample_noise(name: str, site: SiteLaw, law: SDEPath | GaussianPath, value: Tensor | None) -> Tensor:
     """Standard normal noise ``(..., K, M)``; no site if there is no step."""
     like, shape = law.grid.times, law.noise_shape()
     if law.grid.num_steps == 0:
@@ -110,7 +111,7 @@ def _sample_noise(name: str, site: SiteLaw, law: SDEPath, value: Tensor | None) 
     return pyro.sample(f"{name}_noise", fn, obs=value, infer={"is_observed": False})
 
 
-def _solve(law: SDEPath, first: Tensor, noise: Tensor) -> Tensor:
+def _solve(law: SDEPath | GaussianPath, first: Tensor, noise: Tensor) -> Tensor:
     """Path of the given noise; NaN where it explodes and validation is off.
 
     HMC tries parameters far outside the typical set. `pyro.infer.MCMC` switches validation off meanwhile and rejects

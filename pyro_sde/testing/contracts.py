@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..distributions.base import PathDistribution
 from ..distributions.sde_path import SDEPath
@@ -73,7 +73,8 @@ def check_distribution(law: PathDistribution, *, parameters: Sequence[Tensor] = 
     if unknown:
         msg = f"`skip` names unknown clauses {unknown}; the clauses are {list(CLAUSES)}."
         raise ValueError(msg)
-    own = law.sde.parameters() if isinstance(law, SDEPath) else ()
+    sde = getattr(law, "sde", None)
+    own = sde.parameters() if isinstance(sde, nn.Module) else ()
     trained = {id(p): p for p in (*parameters, *own) if p.requires_grad}
     broken = []
     with seeded():

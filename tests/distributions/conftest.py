@@ -13,11 +13,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_sde import SDE, NeuralSDE, OrnsteinUhlenbeckPath, PathDistribution, SDEPath, TimeGrid
+from pyro_sde import SDE, GaussianPath, NeuralSDE, OrnsteinUhlenbeckPath, PathDistribution, SDEPath, TimeGrid
 from pyro_sde.nn import ControlNet
-from pyro_sde.sde import GeometricBrownianMotion, OrnsteinUhlenbeck, UnderdampedLangevin
+from pyro_sde.ops import GaussianChain
+from pyro_sde.sde import (
+    LTI,
+    Cosine,
+    GeometricBrownianMotion,
+    IntegratedWiener,
+    Matern32,
+    Matern52,
+    OrnsteinUhlenbeck,
+    UnderdampedLangevin,
+)
 
 MakeLaw = Callable[[torch.dtype], PathDistribution]
+MakeGaussian = Callable[[torch.dtype], GaussianPath]
 
 
 def even_grid(dtype: torch.dtype, steps: int = 5) -> TimeGrid:
@@ -151,3 +162,69 @@ def make_law(request: pytest.FixtureRequest) -> MakeLaw:
 @pytest.fixture
 def law(make_law: MakeLaw) -> PathDistribution:
     return make_law(torch.float64)
+
+
+# ---------------------------------------------------------------- Gaussian paths
+def _matern(dtype: torch.dtype) -> GaussianPath:
+    return GaussianPath(Matern32(torch.tensor([0.5, 1.0, 2.0], dtype=dtype), 1.5), None, ragged_grid(dtype))
+
+
+def _euler(dtype: torch.dtype) -> GaussianPath:
+    rate = torch.tensor([[0.5, 1.0], [1.5, 2.0], [0.7, 0.3]], dtype=dtype)
+    return GaussianPath(OrnsteinUhlenbeck(rate, 0.5), None, even_grid(dtype), discretisation="euler")
+
+
+def _posterior(dtype: torch.dtype) -> GaussianPath:
+    y = torch.linspace(-1.0, 1.0, 12, dtype=dtype).reshape(3, 4, 1)
+    return _matern(dtype).condition(None, 0.3, y)
+
+
+def _singular_posterior(dtype: torch.dtype) -> GaussianPath:
+    """Noise along one direction that is no axis, and a start that is known in part."""
+    drift = torch.tensor([[-1.0, 0.3], [0.2, -0.5]], dtype=dtype)
+    process = LTI(drift, torch.tensor([[1.0], [0.5]], dtype=dtype))
+    start = dist.Delta(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, -1.0]], dtype=dtype), event_dim=1)
+    law = GaussianPath(process, start, even_grid(dtype), discretisation="euler")
+    return law.condition(None, 0.5, torch.linspace(-1.0, 1.0, 12, dtype=dtype).reshape(6, 2))
+
+
+def _noise_free(dtype: torch.dtype) -> GaussianPath:
+    period = torch.tensor([1.0, 2.0, 3.0], dtype=dtype)
+    return GaussianPath(Cosine(period) + OrnsteinUhlenbeck(1.0, 0.5), None, even_grid(dtype))
+
+
+def _chain(dtype: torch.dtype) -> GaussianPath:
+    root = torch.tensor([[1.0, 0.0], [0.4, 0.7]], dtype=dtype)
+    turn = (
+        torch.tensor([[0.8, 0.3], [-0.3, 0.8]], dtype=dtype) * torch.tensor([0.9, 1.0, 1.1], dtype=dtype)[:, None, None]
+    )
+    noise = (root @ root.mT) * torch.tensor([1.0, 0.5, 2.0], dtype=dtype)[:, None, None, None]
+    offset = torch.linspace(-1, 1, 8, dtype=dtype).reshape(4, 2)
+    mean = torch.tensor([0.5, -0.5], dtype=dtype)
+    chain = GaussianChain(mean, root @ root.mT, turn.unsqueeze(-3).expand(3, 4, 2, 2), noise.expand(3, 4, 2, 2), offset)
+    return GaussianPath.from_chain(chain)
+
+
+def _wiener(dtype: torch.dtype) -> GaussianPath:
+    start = dist.MultivariateNormal(torch.zeros(3, 2, dtype=dtype), torch.tensor([[1.0, 0.3], [0.3, 0.5]], dtype=dtype))
+    return GaussianPath(IntegratedWiener(1, 0.7), start, even_grid(dtype))
+
+
+GAUSSIAN_LAWS: dict[str, MakeGaussian] = {
+    "chain": _chain,
+    "euler": _euler,
+    "known-start": lambda dtype: GaussianPath(
+        Matern52(1.0, 1.0), dist.Delta(torch.eye(3, dtype=dtype), event_dim=1), even_grid(dtype)
+    ),
+    "matern-ragged": _matern,
+    "noise-free": _noise_free,
+    "one-point": lambda dtype: GaussianPath(Matern32(torch.ones(3, dtype=dtype), 1.0), None, even_grid(dtype, 0)),
+    "posterior": _posterior,
+    "posterior-singular": _singular_posterior,
+    "wiener": _wiener,
+}
+
+
+@pytest.fixture(params=sorted(GAUSSIAN_LAWS))
+def make_gaussian(request: pytest.FixtureRequest) -> MakeGaussian:
+    return GAUSSIAN_LAWS[request.param]

@@ -11,9 +11,9 @@ from pyro.infer.autoguide.initialization import InitMessenger, init_to_sample, i
 from pyro.optim import Adam
 from torch.distributions import MultivariateNormal
 
-from pyro_sde import SDEPath, TimeGrid
+from pyro_sde import GaussianPath, SDEPath, TimeGrid
 from pyro_sde.infer.reparam import PathNoiseReparam
-from pyro_sde.sde import SDE, OrnsteinUhlenbeck, UnderdampedLangevin
+from pyro_sde.sde import SDE, Matern32, OrnsteinUhlenbeck, UnderdampedLangevin
 
 F64 = torch.float64
 TIMES = torch.linspace(0, 2, 5, dtype=F64)
@@ -324,5 +324,14 @@ def test_an_observed_path_is_refused():
 
 
 def test_other_laws_are_refused():
-    with pytest.raises(TypeError, match="site 'z': PathNoiseReparam serves sites with an SDEPath law, received Normal"):
+    with pytest.raises(TypeError, match="site 'z': PathNoiseReparam serves sites with .* received Normal"):
         reparameterised(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)))()
+
+
+def test_an_exact_gaussian_path_becomes_its_first_state_and_noise():
+    law = GaussianPath(Matern32(0.5, 2.0), None, TimeGrid(torch.linspace(0.0, 1.0, 6)))
+    model = poutine.reparam(lambda: pyro.sample("z", law), {"z": PathNoiseReparam()})
+    trace = poutine.trace(model).get_trace()
+    first, noise, path = (trace.nodes[name]["value"] for name in ("z_initial", "z_noise", "z"))
+    torch.testing.assert_close(path, law.solve(first, noise))
+    torch.testing.assert_close(law.noise_of(path), noise, rtol=1e-3, atol=1e-3)
