@@ -6,7 +6,9 @@ from .distributions import OrnsteinUhlenbeckPath as OrnsteinUhlenbeckPath
 from .distributions import PathDistribution as PathDistribution
 from .distributions import SDEPath as SDEPath
 from .distributions import path_kl as path_kl
+from .guides import GaussianMarkov as GaussianMarkov
 from .guides import PosteriorSDE as PosteriorSDE
+from .infer import AutoGaussianMarkov as AutoGaussianMarkov
 from .infer import AutoSDE as AutoSDE
 from .infer import JitPathELBO as JitPathELBO
 from .infer import PathELBO as PathELBO
@@ -21,8 +23,10 @@ from .sde import SDE as SDE
 from .sde import NeuralSDE as NeuralSDE
 
 __all__ = [
+    "AutoGaussianMarkov",
     "AutoSDE",
     "GRUEncoder",
+    "GaussianMarkov",
     "GaussianPath",
     "JitPathELBO",
     "LatentSDE",

@@ -11,6 +11,7 @@ Papers: Roeder et al. (2017), arXiv 1703.09194; Xu et al. (2022), arXiv 2102.065
 """
 
 from .auto import AutoSDE as AutoSDE
+from .auto_gaussian import AutoGaussianMarkov as AutoGaussianMarkov
 from .check import Finding as Finding
 from .check import check as check
 from .checkpoint import load as load
@@ -25,6 +26,7 @@ from .reparam import PathNoiseReparam as PathNoiseReparam
 from .streams import minibatches as minibatches
 
 __all__ = [
+    "AutoGaussianMarkov",
     "AutoSDE",
     "Finding",
     "FitOptions",

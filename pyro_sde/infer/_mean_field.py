@@ -15,7 +15,8 @@ __all__ = ["mean_field_sites", "strip_law", "warn_mean_field"]
 
 _ADVICE = (
     "Neighbouring states of a path are nearly equal, so the bound gets worse without limit as the grid is refined. Use "
-    "AutoSDE or a PosteriorSDE, or AutoMultivariateNormal on the model reparameterised by PathNoiseReparam."
+    "AutoSDE, AutoGaussianMarkov or a PosteriorSDE, or AutoMultivariateNormal on the model reparameterised by "
+    "PathNoiseReparam."
 )
 
 

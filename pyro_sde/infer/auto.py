@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pyro.distributions as dist
 import torch
-from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from pyro.infer.autoguide import AutoMessenger
-from pyro.infer.autoguide.initialization import init_to_feasible, init_to_mean
 from torch import Tensor, nn
 from torch.distributions import Distribution, biject_to
-from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
 
 from ..distributions.kl import SiteLaw, site_law
 from ..distributions.sde_path import SDEPath
 from ..nn.base import Encoding, check_positive
 from ..nn.mlp import ControlNet
+from ._auto_base import PathMessenger, is_identity, rewrap
 from ._free_control import ROW_UNIT, FreeControl
-from ._lazy import SiteParams, full_batch, full_value
 from .reparam import is_point_mass
 
 __all__ = ["AutoSDE"]
@@ -28,7 +23,7 @@ __all__ = ["AutoSDE"]
 _NUM_DRAWS = 255  # for the quantiles of an initial law without known mean
 
 
-class AutoSDE(AutoMessenger):
+class AutoSDE(PathMessenger):
     r"""Guide that gives every path site a posterior SDE, and every other latent site a mean-field Normal.
 
     .. math:: dz = \big(f(t, z) + \sigma(t, z)\, u(t, z)\big)\,dt + \sigma(t, z)\,dW, \qquad z_0 \sim q_0
@@ -95,18 +90,12 @@ class AutoSDE(AutoMessenger):
         if encoder is not None and not callable(encoder):
             msg = f"`encoder` must be a function of the model's arguments, received {type(encoder).__name__}."
             raise TypeError(msg)
-        if not init_scale > 0:
-            msg = f"`init_scale` must be a number > 0, received {init_scale!r}."
-            raise ValueError(msg)
         if encoder is not None and len(hidden) == 0:
             msg = "`hidden` must name at least one layer if there is an encoder: its rows enter through the network."
             raise ValueError(msg)
-        super().__init__(model)
-        self._pyro_name = "AutoSDE"
+        super().__init__(model, "AutoSDE", init_scale)
         self.hidden = tuple(check_positive("hidden", width) for width in hidden)
-        self.init_scale = init_scale
         self.encoder = encoder
-        self.sites = SiteParams()
         self._encoding: Encoding | Mapping[str, Encoding] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # noqa: ANN401
@@ -115,12 +104,6 @@ class AutoSDE(AutoMessenger):
             return super().__call__(*args, **kwargs)
         finally:
             self._encoding = None
-
-    def __getstate__(self) -> dict[str, object]:
-        """State without the last trace and links to Pyro's store."""
-        for parameter in self.parameters():
-            vars(parameter).pop("unconstrained", None)
-        return {key: value for key, value in self.__dict__.items() if key != "trace"}
 
     def get_posterior(self, name: str, prior: TorchDistributionMixin) -> TorchDistributionMixin:
         """Posterior law of one site, called while the model runs.
@@ -137,7 +120,7 @@ class AutoSDE(AutoMessenger):
         """
         site = site_law(prior)
         if site is None:
-            return self._mean_field(name, prior)
+            return self.mean_field(name, prior)
         if not isinstance(site.law, SDEPath):
             msg = (
                 f"site '{name}': AutoSDE builds posteriors of SDEPath laws, received {type(site.law).__name__}. "
@@ -152,17 +135,15 @@ class AutoSDE(AutoMessenger):
         law = site.law
         sde = law.sde if law.inputs is None else law.sde.with_inputs(law.inputs)
         with law.effects:  # sample statements inside the prior's drift were executed when the prior was built
-            posterior: Any = SDEPath(sde.controlled(control), q0, law.grid, inputs=rows)
-        if site.mask is not None:
-            posterior = posterior.expand(law.batch_shape).mask(site.mask)
-        return posterior.expand(law.batch_shape).to_event(site.reinterpreted) if site.reinterpreted else posterior
+            posterior = SDEPath(sde.controlled(control), q0, law.grid, inputs=rows)
+        return rewrap(site, posterior)
 
     # ---------------------------------------------------------------- path sites
     def _free_control(self, name: str, site: SiteLaw, law: SDEPath) -> tuple[Distribution, nn.Module, Tensor]:
         """Initial law, control and one row of parameters per step."""
         states, brownian = law.event_shape[-1], law.noise_shape()[-1]
         times, steps = law.grid.times.detach(), law.grid.num_steps
-        shape = (*self._full_batch(law.batch_shape, site.reinterpreted), steps, brownian * (1 + states))
+        shape = (*self.full_batch(law.batch_shape, site.reinterpreted), steps, brownian * (1 + states))
         rows = self.sites.param(name, "rows", shape, lambda: times.new_zeros(shape), 2 + site.reinterpreted)
 
         def build() -> FreeControl:
@@ -221,58 +202,13 @@ class AutoSDE(AutoMessenger):
         if is_point_mass(prior):
             return prior
         shape = torch.Size((*law.batch_shape, law.event_shape[-1]))
-        return self._normal(name, prior, shape, site.reinterpreted, lambda: _moments(prior))
-
-    # ---------------------------------------------------------------- other sites
-    def _mean_field(self, name: str, prior: Any) -> Any:  # noqa: ANN401 (distributions of Pyro)
-        if prior.support.is_discrete:
-            msg = (
-                f"site '{name}' is discrete ({type(prior).__name__}), but AutoSDE has continuous posteriors only. Sum "
-                "the site out in the model, relax it to a continuous one, or override get_posterior for it."
-            )
-            raise ValueError(msg)
-        transform = biject_to(prior.support)
-
-        def start() -> tuple[Tensor, Tensor]:
-            value = init_to_mean({"name": name, "fn": prior}, fallback=init_to_feasible)
-            loc = transform.inv(value)
-            return loc, torch.full_like(loc, self.init_scale)
-
-        shape = transform.inverse_shape(prior.batch_shape + prior.event_shape)
-        return self._normal(name, prior, shape, 0, start)
-
-    def _normal(
-        self,
-        name: str,
-        prior: Any,  # noqa: ANN401 (a distribution of Pyro)
-        shape: torch.Size,
-        reinterpreted: int,
-        start: Callable[[], tuple[Tensor, Tensor]],
-    ) -> Any:  # noqa: ANN401
-        """Normal law in the unconstrained space of a prior; `start` gives its first mean and standard deviation."""
-        transform = biject_to(prior.support)
-        events = transform.domain.event_dim
-        event_dim = events + reinterpreted
-        full = (*self._full_batch(shape[: len(shape) - events], reinterpreted), *shape[len(shape) - events :])
-
-        def make(index: int) -> Tensor:
-            with torch.no_grad():
-                value = start()[index].expand(shape).contiguous()
-                return full_value(value, event_dim, reinterpreted, self._outer_plates)
-
-        loc = self.sites.param(name, "loc", full, lambda: make(0), event_dim)
-        scale = self.sites.param(name, "scale", full, lambda: make(1), event_dim, constraints.positive)
-        normal = dist.Normal(loc, scale).to_event(events)
-        return normal if _is_identity(transform) else dist.TransformedDistribution(normal, transform.with_cache())
-
-    def _full_batch(self, batch: torch.Size, reinterpreted: int) -> tuple[int, ...]:
-        return full_batch(batch, reinterpreted, self._outer_plates)
+        return self.normal(name, prior, shape, site.reinterpreted, lambda: _moments(prior))
 
 
 def _moments(law: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401 (a distribution of Pyro)
     """Mean and standard deviation in unconstrained space; median and quantiles of draws where there is no formula."""
     transform = biject_to(law.support)
-    if _is_identity(transform):
+    if is_identity(transform):
         try:
             loc, scale = law.mean, law.stddev
         except NotImplementedError:
@@ -283,9 +219,3 @@ def _moments(law: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401 (a distribution
     draws = transform.inv(law.sample((_NUM_DRAWS,)))
     low, loc, high = draws.quantile(torch.tensor([0.16, 0.5, 0.84]).to(draws), 0)
     return loc, (0.5 * (high - low)).clamp(min=1e-6)
-
-
-def _is_identity(transform: Transform) -> bool:
-    while isinstance(transform, IndependentTransform):
-        transform = transform.base_transform
-    return isinstance(transform, ComposeTransform) and not transform.parts
