@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import types
 from copy import deepcopy
@@ -352,10 +353,10 @@ def test_memory_of_one_gradient_is_measured(variant):
 
 
 def test_peak_counts_memory_that_was_given_back():
-    def call() -> None:
-        torch.ones(10_000_000).sum()
-
-    assert 35 < memory.peak_of(call) < 60
+    # in a process of its own: this one may hold free memory that a call takes before it asks for more
+    code = "from tests.benchmarks.memory import *; print(peak_of(lambda: torch.ones(10_000_000).sum()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=memory.ROOT, capture_output=True, text=True, check=True)
+    assert 35 < float(done.stdout) < 60
 
 
 def test_memory_is_measured_in_a_fresh_process():
