@@ -27,7 +27,7 @@ from tests.infer.grid_filter import exact_elbo, log_evidence, ou_log_evidence
 SEEDS = (0, 1, 2)
 PARTICLES = 400
 # States for quadrature: fine enough for the narrowest kernel of each process.
-STATES = {"ornstein_uhlenbeck": 701, "double_well": 601, "benes": 2401}
+STATES = {"ornstein_uhlenbeck": 1601, "double_well": 601, "benes": 2401}
 KALMAN, GRID, GAUSSIAN, NEURAL = "Kalman filter", "grid filter", "best Gaussian path", "neural posterior SDE, training"
 
 T = TypeVar("T")
