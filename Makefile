@@ -22,7 +22,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv quickstart test test-all pytest lint format types docs bench clean
+.PHONY: help venv quickstart test test-all pytest lint format types docs bench bench-folds clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -73,6 +73,9 @@ test-all: lint types docs  ## the same with the slow tests
 
 bench: $(DEV_STAMP)  ## measure speed; 1 thread, ten minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pyro_sde bench $(if $(REPORT),--report $(REPORT))
+
+bench-folds: $(DEV_STAMP)  ## train posteriors on the CVI-DP folds; REPORT=docs/measured.md; six minutes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pyro_sde bench gaussian_folds $(if $(REPORT),--report $(REPORT))
 
 format: $(DEV_STAMP)  ## let ruff fix what it can
 	@$(BIN)/ruff check --fix .

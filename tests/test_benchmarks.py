@@ -12,7 +12,7 @@ import pyro
 import pytest
 import torch
 
-from tests.benchmarks import _jax_rows, _page, backward, harness, horizons, latent_sde, memory
+from tests.benchmarks import _jax_rows, _page, backward, gaussian_folds, harness, horizons, latent_sde, memory
 from tests.benchmarks.harness import Table
 
 TINY = latent_sde.Size("tiny", 2, 2, 4, 6, 1)
@@ -201,11 +201,35 @@ def test_parts_of_benchmarks_are_not_benchmarks():
     assert not [name for name in harness.known() if name.startswith("_") or name == "harness"]
 
 
-def test_the_performance_page_has_a_block_for_every_benchmark_that_writes_one():
-    text = (memory.ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    for name in harness.known():
-        if "def page(" in (memory.ROOT / "tests" / "benchmarks" / f"{name}.py").read_text(encoding="utf-8"):
+def test_every_benchmark_that_writes_a_block_has_one_on_its_page():
+    for name, module in harness.chosen(harness.known()).items():
+        if hasattr(module, "page"):
+            text = (memory.ROOT / getattr(module, "PAGE", "docs/performance.md")).read_text(encoding="utf-8")
             _page.check_markers(text, [name])
+
+
+def test_slow_benchmarks_run_only_if_they_are_named(toy):
+    toy.ON_REQUEST = True
+    assert "path_site" not in harness.chosen([])
+    assert list(harness.chosen(["path_site"])) == ["path_site"]
+    assert "gaussian_folds" not in harness.chosen([])
+    del toy.ON_REQUEST
+    assert "path_site" in harness.chosen([])
+
+
+def test_a_page_without_machine_takes_the_block_of_a_named_benchmark(toy, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- bench:path_site -->\n<!-- /bench:path_site -->\n")
+    assert harness.run(["path_site"], only="", output=tmp_path / "bench.json", report=page) == 0
+    assert "first and second\n\nMeasured on:" in page.read_text()
+    assert harness.run([], only="", output=tmp_path / "bench.json", report=page) == 2
+
+
+def test_page_of_the_folds_shows_every_note_and_the_seconds():
+    table = Table("Double well fold 0: rest", "row", {"row": [1500.0, 2500.0]}, ["evidence -9.9", "seed 0"])
+    page = gaussian_folds.page([table])
+    assert page.splitlines()[:4] == ["**Double well fold 0**", "", "* evidence -9.9", "* seed 0"]
+    assert page.splitlines()[-1] == "| row | 2 | 2 |"
 
 
 # --- the rows solve the same problem ----------------------------------------------------

@@ -7,6 +7,8 @@ Gaussian law of the path, the optimum of what Gaussian variational inference for
 for the OU folds, where Gaussian is exact; over 5 nats for the Gaussian path on the double well, below 0.05 for the
 neural posterior SDE. Bounds and evidences are those of the Euler chain of step 0.01, by quadrature, so that the
 standard errors are over training seeds alone.
+
+Training takes minutes, so this runs only if it is named: ``make bench-folds``. Its page is docs/measured.md.
 """
 
 from __future__ import annotations
@@ -20,10 +22,13 @@ from typing import TypeVar
 import torch
 from pyro.infer import RenyiELBO
 
+from tests.benchmarks._page import grid as markdown
 from tests.benchmarks.harness import Table, select
 from tests.infer.folds import FOLDS, Series, guide_of, model_of, published, simulated, train
 from tests.infer.grid_filter import exact_elbo, log_evidence, ou_log_evidence
 
+ON_REQUEST = True  # too slow for a run of all benchmarks
+PAGE = "docs/measured.md"
 SEEDS = (0, 1, 2)
 PARTICLES = 400
 # States for quadrature: fine enough for the narrowest kernel of each process.
@@ -111,8 +116,20 @@ def double_well() -> Table:
     return table
 
 
-JOBS: dict[str, Callable[[], Table]] = {"OU folds": ou, "Beneš fold 0": benes, "Double well fold 0": double_well}
+OU, BENES, DOUBLE_WELL = "OU folds", "Beneš fold 0", "Double well fold 0"
+JOBS: dict[str, Callable[[], Table]] = {OU: ou, BENES: benes, DOUBLE_WELL: double_well}
 
 
 def tables(only: str = "") -> list[Table]:
     return select(JOBS, only)
+
+
+def page(measured: list[Table]) -> str:
+    """Everything is in the notes: one list per process, and the seconds that each posterior took."""
+    parts = []
+    for table in measured:
+        title = table.title.split(":")[0]
+        parts += [f"**{title}**", "\n".join(f"* {note}" for note in table.notes)]
+        seconds = {name: [f"{table.median(name) / 1e3:.3g}", str(len(values))] for name, values in table.rows.items()}
+        parts.append(markdown(title, ["CPU seconds, median", "runs"], seconds))
+    return "\n\n".join(parts)

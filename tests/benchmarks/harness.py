@@ -1,8 +1,9 @@
 """Fair timing: variants alternate in one process, one thread, process CPU time, warm-up, medians and ratios.
 
 A benchmark is a module of this folder with a function `tables()`; with `JOBS`, one function per table by the beginning
-of its title, if `--only` is to find them; and with a function `page(tables)` that writes Markdown, if
-`docs/performance.md` shows it. Modules whose name begins with an underscore are parts of benchmarks.
+of its title, if `--only` is to find them; and with a function `page(tables)` that writes Markdown, if a page of the
+documentation shows it: `PAGE`, `docs/performance.md` unless the module says otherwise. One with `ON_REQUEST = True`
+runs only if it is named. Modules whose name begins with an underscore are parts of benchmarks.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 
 import pyro
 import torch
 
 from tests.benchmarks._page import MACHINE, check_markers, write_report
 
-_PACKAGES = ("torch", "pyro-ppl", "torchsde", "numpy", "pyro_sde", "numba", "jax", "diffrax")
+_PACKAGES = ("torch", "pyro-ppl", "torchsde", "numpy", "pyro_sde", "numba", "jax", "diffrax", "dynamax")
 
 
 @dataclass
@@ -161,6 +163,12 @@ def known() -> list[str]:
     )
 
 
+def chosen(names: Sequence[str]) -> dict[str, ModuleType]:
+    """The named benchmarks or, if none is named, all that do not wait to be asked for."""
+    modules = {name: importlib.import_module(f"tests.benchmarks.{name}") for name in names or known()}
+    return {name: module for name, module in modules.items() if names or not getattr(module, "ON_REQUEST", False)}
+
+
 def run(names: Sequence[str], *, only: str, output: Path, report: Path | None) -> int:
     """Run the named benchmarks, all if none is named; print, write JSON after each, and in the end the page `report`.
 
@@ -171,11 +179,13 @@ def run(names: Sequence[str], *, only: str, output: Path, report: Path | None) -
     if unknown:
         print(f"unknown benchmark {unknown}; there are {known()}.")
         return 2
-    modules = {name: importlib.import_module(f"tests.benchmarks.{name}") for name in names or known()}
-    shown = [name for name, module in modules.items() if hasattr(module, "page")]
+    modules = chosen(names)
+    # a run of all benchmarks writes the page of most of them
+    pages = [name for name, module in modules.items() if hasattr(module, "page")]
+    shown = [name for name in pages if names or not hasattr(modules[name], "PAGE")]
     if report:
         try:
-            check_markers(report.read_text(encoding="utf-8"), [*shown, MACHINE])
+            check_markers(report.read_text(encoding="utf-8"), [*shown, *([] if names else [MACHINE])])
         except (OSError, ValueError) as error:  # before minutes of measuring, not after
             print(error)
             return 2

@@ -4,6 +4,7 @@ Task: one series of T points, D states, one observed value each, transition and 
 its gradient with respect to all of them. Metric: CPU milliseconds of one thread, float64. The second part is accuracy:
 the error of the log-evidence against a dense Gaussian process in both precisions.
 
+The row of dynamax, a Kalman filter in jax, is jitted; its compilation falls into the warm-up round and is not counted.
 The measurements behind `choose_form` in `pyro_sde/ops/_kalman_method.py`.
 """
 
@@ -21,7 +22,8 @@ from torch import Tensor
 from pyro_sde.ops import GaussianChain, LinearObservations, log_evidence, sample_posterior, smooth
 from pyro_sde.ops import _kalman_compiled as compiled
 from pyro_sde.ops import _kalman_method as forms
-from tests.benchmarks._page import grid, pivot, single, spread_note
+from tests.benchmarks import _dynamax_row
+from tests.benchmarks._page import grid, number, pivot, single, skipped_notes, spread_note
 from tests.benchmarks.harness import Table, measure, select
 from tests.ops.dense import matern_kernel, matern_matrices
 
@@ -115,8 +117,13 @@ def speed(count: int, dim: int) -> Table:
     if compiled.available():
         variants["sequential, compiled"] = with_gradient(leaves, ours(leaves, "compiled", log_evidence))
     variants["parallel"] = with_gradient(leaves, ours(leaves, "scan", log_evidence))
+    if _dynamax_row.installed():
+        variants[_dynamax_row.NAME] = _dynamax_row.evidence_and_gradient(leaves)
     rounds = 3 if count <= SLOW else 2
-    return measure(f"Evidence and gradient, T {count}, D {dim}", variants, baseline="GaussianHMM", rounds=rounds)
+    table = measure(f"Evidence and gradient, T {count}, D {dim}", variants, baseline="GaussianHMM", rounds=rounds)
+    if not _dynamax_row.installed():
+        table.skipped[_dynamax_row.NAME] = _dynamax_row.ABSENT
+    return table
 
 
 def smoothing(count: int, dim: int) -> Table:
@@ -189,6 +196,15 @@ def _errors(order: int, dt: float, name: str) -> tuple[float, float]:
     return found[0], found[1]
 
 
+def ratios(evidence: list[Table], columns: list[str]) -> str:
+    """Time of GaussianHMM over that of each row, sizes side by side."""
+    cells = {}
+    for name in (_dynamax_row.NAME, "parallel", "sequential, compiled"):
+        if any(name in table.rows for table in evidence):
+            cells[f"GaussianHMM / {name}"] = [number(t.ratio(name)) if name in t.rows else "" for t in evidence]
+    return grid("ratio", columns, cells)
+
+
 JOBS: dict[str, Callable[[], Table]] = {
     **{f"Evidence and gradient, T {t}, D {d}": partial(speed, t, d) for t, d in SIZES},
     "Smoother": partial(smoothing, 10_000, 3),
@@ -207,8 +223,9 @@ def tables(only: str = "") -> list[Table]:
 def page(measured: list[Table]) -> str:
     evidence = [table for table in measured if table.baseline == "GaussianHMM" and len(table.rows) > 2]
     columns = [table.title.removeprefix("Evidence and gradient, ") for table in evidence]
-    rows = ("GaussianHMM", "plain torch loop", "sequential, compiled", "parallel")
-    parts = ["Log-evidence and its gradient:", pivot(evidence, columns, rows), spread_note(evidence)]
+    rows = ("GaussianHMM", "plain torch loop", _dynamax_row.NAME, "parallel", "sequential, compiled")
+    parts = ["Log-evidence and its gradient:", pivot(evidence, columns, rows)]
+    parts += [ratios(evidence, columns), spread_note(evidence), *skipped_notes(evidence)]
     for table in measured:
         if table.title.startswith("Smoother"):
             parts += [f"{table.title}:", single(table, ratio=f"{table.baseline} / this")]
