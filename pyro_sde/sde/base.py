@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..nn.mlp import SplitNet
 from ..nn.state_network import StateNetwork
+from ._conversion import ConvertedDrift
 from ._scalar_time import ScalarTime
 from .noise import Noise, noise_structure
 
@@ -182,10 +183,19 @@ class SDE(nn.Module):
         References:
             Kloeden and Platen (1992), Numerical Solution of SDEs, eq. (4.9.11).
         """
-        if self.sde_type == "ito":
-            return self
-        drift = self.drift if self.noise_type == "additive" else _ItoDrift(self)
-        converted = SDE(drift, self.diffusion, noise_type=self.noise_type, sde_type="ito")
+        return self if self.sde_type == "ito" else self._converted("ito", 1.0)
+
+    def stratonovich(self) -> SDE:
+        """Stratonovich form of this SDE, the inverse of `ito`: the same process, with the drift that belongs to it."""
+        return self if self.sde_type == "stratonovich" else self._converted("stratonovich", -1.0)
+
+    def _converted(self, sde_type: str, sign: float) -> SDE:
+        drift = self.drift
+        if isinstance(drift, ConvertedDrift) and drift.sign == -sign:  # back where it came from
+            drift = drift.sde.drift
+        elif self.noise_type != "additive":
+            drift = ConvertedDrift(self, sign)
+        converted = SDE(drift, self.diffusion, noise_type=self.noise_type, sde_type=sde_type)  # type: ignore[arg-type]
         converted.inputs = self.inputs
         return converted
 
@@ -280,11 +290,9 @@ class ControlledSDE(SDE):
         del other
         return False
 
-    def ito(self) -> SDE:
-        """Itô form: the control is untouched, since the correction depends on the diffusion only."""
-        if self.sde_type == "ito":
-            return self
-        converted = ControlledSDE(self.base.ito(), self.control)
+    def _converted(self, sde_type: str, sign: float) -> SDE:
+        """The control is untouched, since the correction depends on the diffusion only."""
+        converted = ControlledSDE(self.base._converted(sde_type, sign), self.control)
         converted.inputs = self.inputs
         return converted
 
@@ -311,28 +319,6 @@ class ControlledSDE(SDE):
         base = self.base.networks(times, rows[:-1])
         control = None if base is None or base.control is not None else _network(self.control, times, rows[-1])
         return None if base is None or control is None else base._replace(control=control)
-
-
-class _ItoDrift(nn.Module):
-    """Itô drift of a Stratonovich SDE, by forward-mode derivatives of the diffusion."""
-
-    def __init__(self, sde: SDE) -> None:
-        super().__init__()
-        self.sde = sde
-
-    def forward(self, t: Tensor, z: Tensor, *rows: Tensor) -> Tensor:
-        def columns(state: Tensor) -> Tensor:  # (..., D, M)
-            diffusion = _tensor(self.sde.diffusion(t, state), state)
-            diffusion = self.sde.noise.expand(diffusion, state)
-            return torch.diag_embed(diffusion) if self.sde.noise_type == "diagonal" else diffusion
-
-        matrix = columns(z)
-        state = z.expand(matrix.shape[:-1])
-        correction = torch.zeros_like(matrix[..., 0])
-        for m in range(matrix.shape[-1]):
-            change = torch.func.jvp(columns, (state,), (matrix[..., m],))[1]
-            correction = correction + change[..., m]
-        return self.sde.drift(t, z, *rows) + 0.5 * correction
 
 
 # Entries of a hoisted part beyond which it is computed step by step: 32 MB in float32 are memory from the system, and

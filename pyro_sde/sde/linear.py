@@ -132,6 +132,13 @@ class LinearSDE(SDE, PyroModule):
 
         return evaluate, rows
 
+    def _converted(self, sde_type: str, sign: float) -> SDE:
+        """The diffusion does not depend on the state: both interpretations are one."""
+        del sign
+        converted = self._copy()
+        converted.sde_type = sde_type
+        return converted
+
     def _networks(self, t: Tensor) -> tuple[StateNetwork | None, StateNetwork | None]:  # noqa: ARG002
         """Drift and diffusion as functions of the state at all times `t`, for solvers that call no modules."""
         return None, None

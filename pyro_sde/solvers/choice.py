@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..ops.grid import TimeGrid
 from ..sde.base import SDE
-from .base import Solver
 from .execution import Execution
 from .networks import NetworkPath, describe
 
@@ -36,7 +35,6 @@ class Choice(NamedTuple):
 
 def choose(
     execution: Execution,
-    solver: Solver,
     sde: SDE,
     grid: TimeGrid,
     initial: Tensor,
@@ -56,7 +54,7 @@ def choose(
     if functional or wanted == "loop" or initial.numel() == 0 or standard_normal.numel() == 0:
         return Choice("loop")
     most = _LAYER_ROWS if wanted == "auto" and torch.is_grad_enabled() else math.inf
-    if wanted in ("auto", "layers") and solver.is_euler and initial[..., 0].numel() <= most:
+    if wanted in ("auto", "layers") and initial[..., 0].numel() <= most:
         layers = describe(sde, grid, initial, standard_normal, rows)
         if layers is not None and len(layers.initial) <= most:  # the grid or the inputs may have more series
             return Choice("layers", layers)

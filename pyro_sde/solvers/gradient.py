@@ -19,18 +19,17 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..ops.brownian import wiener_increments
 from ..ops.grid import TimeGrid
 from ..ops.layout import time_first
 from ..ops.scan import linear_recurrence
 from ..sde.base import SDE
-from .base import Solver
-from .loop import brownian_increments, unroll
+from .loop import euler_step, unroll
 
 __all__ = ["refuse_second_derivative", "unroll_parallel", "unroll_parallel_lean"]
 
 
 def unroll_parallel(
-    solver: Solver,
     sde: SDE,
     grid: TimeGrid,
     initial: Tensor,
@@ -49,8 +48,8 @@ def unroll_parallel(
     """
     if states is None:
         with torch.no_grad():
-            states = unroll(solver, sde, grid, initial, standard_normal, rows)
-    step = _batched_step(solver, sde, grid, standard_normal, rows, states.dim() - 2)
+            states = unroll(sde, grid, initial, standard_normal, rows)
+    step = _batched_step(sde, grid, standard_normal, rows, states.dim() - 2)
     leaf = states[:-1].detach().requires_grad_()
     following = step(leaf)
     if following.shape != leaf.shape or not _repeats(following, states[1:]):
@@ -62,7 +61,6 @@ def unroll_parallel(
 
 
 def unroll_parallel_lean(
-    solver: Solver,
     sde: SDE,
     grid: TimeGrid,
     initial: Tensor,
@@ -75,10 +73,10 @@ def unroll_parallel_lean(
     function `normal_of` gives the standard normal noise, the same at every call. Other arguments as for `unroll`.
     """
     with torch.no_grad():
-        states = unroll(solver, sde, grid, initial, normal_of(), rows)
+        states = unroll(sde, grid, initial, normal_of(), rows)
 
     def step(leaf: Tensor) -> Tensor:
-        return _batched_step(solver, sde, grid, normal_of(), rows, states.dim() - 2)(leaf)
+        return _batched_step(sde, grid, normal_of(), rows, states.dim() - 2)(leaf)
 
     def jacobian() -> Tensor:
         with torch.enable_grad():
@@ -90,7 +88,6 @@ def unroll_parallel_lean(
 
 
 def _batched_step(
-    solver: Solver,
     sde: SDE,
     grid: TimeGrid,
     standard_normal: Tensor,
@@ -99,11 +96,11 @@ def _batched_step(
 ) -> Callable[[Tensor], Tensor]:
     """All steps in one call: states before them (K, ..., D) to states after them."""
     steps = time_first(grid.steps.unsqueeze(-1), rank)
-    increments = brownian_increments(steps, time_first(standard_normal.movedim(0, -2), rank))
+    increments = wiener_increments(steps, time_first(standard_normal.movedim(0, -2), rank))
     evaluate, rows = sde.evaluator(rows)
     late = tuple(None if row is None else time_first(row, rank) for row in rows)
     times = time_first(grid.times.unsqueeze(-1), rank)[:-1]
-    return lambda z: solver.step(sde.noise, z, steps, increments, evaluate(times, z, late))
+    return lambda z: euler_step(sde.noise, z, steps, increments, evaluate(times, z, late))
 
 
 def _jacobian(following: Tensor, leaf: Tensor) -> Tensor:

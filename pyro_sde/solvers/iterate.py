@@ -25,12 +25,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops.brownian import wiener_increments
 from ..ops.grid import TimeGrid
 from ..ops.layout import time_first
 from ..ops.scan import linear_recurrence
 from ..sde.base import SDE
-from .base import Solver
-from .loop import brownian_increments
+from .loop import euler_step
 
 __all__ = ["SweepOptions", "SweepResult", "unroll_sweeps"]
 
@@ -74,7 +74,6 @@ class SweepResult(NamedTuple):
 
 
 def unroll_sweeps(
-    solver: Solver,
     sde: SDE,
     grid: TimeGrid,
     initial: Tensor,
@@ -104,7 +103,7 @@ def unroll_sweeps(
     """
     _check(options)
     with torch.no_grad():
-        steps = _Steps(solver, sde, grid, initial, standard_normal, rows)
+        steps = _Steps(sde, grid, initial, standard_normal, rows)
         path = _Path(steps, options)
         if path.states.numel() == 0:
             return SweepResult(path.states, 0, 0.0)
@@ -130,11 +129,10 @@ def _check(options: SweepOptions) -> None:
 
 
 class _Steps:
-    """The step of a solver, for one time as the loop takes it, and for a window of times."""
+    """The Euler–Maruyama step, for one time as the loop takes it, and for a window of times."""
 
     def __init__(
         self,
-        solver: Solver,
         sde: SDE,
         grid: TimeGrid,
         initial: Tensor,
@@ -143,11 +141,11 @@ class _Steps:
     ) -> None:
         self.grid, self.count = grid, grid.num_steps
         self._evaluate, self._rows = sde.evaluator(rows)
-        self._advance: Callable[..., Tensor] = lambda *given: solver.step(sde.noise, *given)
+        self._advance: Callable[..., Tensor] = lambda *given: euler_step(sde.noise, *given)
         normal = standard_normal.movedim(0, -2)
 
         def increments(rank: int) -> Tensor:
-            return brownian_increments(time_first(grid.steps.unsqueeze(-1), rank), time_first(normal, rank))
+            return wiener_increments(time_first(grid.steps.unsqueeze(-1), rank), time_first(normal, rank))
 
         self._increments = increments(max(grid.steps.dim() - 1, normal.dim() - 2))
         self.first = initial.expand(self.one(0, initial).shape)

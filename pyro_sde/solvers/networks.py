@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..nn.state_network import StateNetwork
+from ..ops.brownian import wiener_increments
 from ..ops.grid import TimeGrid
 from ..ops.layout import time_first
 from ..sde.base import SDE, Coefficients
@@ -28,7 +29,6 @@ from ._adjoint import FlatPath, PathAdjoint
 from ._forward import simulate
 from ._layers import Layers, LayerSpec
 from .gradient import refuse_second_derivative
-from .loop import brownian_increments
 
 __all__ = ["NetworkPath", "describe", "unroll_networks"]
 
@@ -59,7 +59,7 @@ def describe(
     if found is None:
         return None
     steps = time_first(grid.steps.unsqueeze(-1), rank)
-    increments = brownian_increments(steps, time_first(standard_normal.movedim(0, -2), rank))
+    increments = wiener_increments(steps, time_first(standard_normal.movedim(0, -2), rank))
     networks = [network for network in found if network is not None]
     try:
         batch = torch.broadcast_shapes(

@@ -1,4 +1,4 @@
-"""Standard normal noise for the steps of a path: a tensor, or drawn block by block from a seed."""
+"""Standard normal noise for the steps of a path: a tensor, drawn block by block from a seed, or of a Brownian path."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-__all__ = ["GivenNoise", "SeededNoise", "StepNoise"]
+from ..ops.brownian import VirtualBrownianTree
+
+__all__ = ["GivenNoise", "SeededNoise", "StepNoise", "TreeNoise"]
 
 
 class StepNoise(ABC):
@@ -53,3 +55,21 @@ class SeededNoise(StepNoise):
         generator = torch.Generator(self.device).manual_seed(self.seed + start)
         shape = (stop - start, *self.shape)
         return torch.randn(shape, generator=generator, dtype=self.dtype, device=self.device)
+
+
+class TreeNoise(StepNoise):
+    """Increments of a Brownian path that is a function of its seeds: the same on any grid, in any batch.
+
+    Args:
+        tree: the path; one seed for each series.
+        times: grid times ``(*batch, K + 1)``.
+        width: number of normals that the solver wants for a step.
+        like: tensor whose dtype the noise has.
+    """
+
+    def __init__(self, tree: VirtualBrownianTree, times: Tensor, width: int, like: Tensor) -> None:
+        self.tree, self.times, self.width, self.dtype = tree, times, width, like.dtype
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """Increments of some steps; W comes first, and what the solver does not want last."""
+        return self.tree.standard_normals(self.times[..., start : stop + 1])[..., : self.width].to(self.dtype)

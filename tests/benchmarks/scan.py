@@ -16,7 +16,6 @@ import torch
 from pyro_sde import SDE, TimeGrid
 from pyro_sde.nn import DiagonalDiffusion, DriftNet
 from pyro_sde.ops import linear_recurrence
-from pyro_sde.solvers import EulerMaruyama
 from pyro_sde.solvers.iterate import SweepOptions, unroll_sweeps
 from pyro_sde.solvers.loop import unroll
 from tests.benchmarks._page import number, pivot, single, spread_note
@@ -43,7 +42,7 @@ def problem(batch: int, dim: int, hidden: int, steps: int) -> tuple:
     sde = SDE(DriftNet(dim, (hidden, hidden)), DiagonalDiffusion(dim))
     grid = TimeGrid(0.01 * torch.arange(steps + 1.0))
     normal = torch.randn(steps, batch, dim)
-    return EulerMaruyama(), sde, grid, torch.randn(batch, dim), normal, sde.bind_rows(None)
+    return sde, grid, torch.randn(batch, dim), normal, sde.bind_rows(None)
 
 
 def loop(given: tuple) -> torch.Tensor:

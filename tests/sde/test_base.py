@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 from pyro_sde.distributions import SDEPath
 from pyro_sde.nn import ControlNet
+from pyro_sde.nn.diffusion import DiagonalDiffusion
 from pyro_sde.ops.grid import TimeGrid
 from pyro_sde.sde import SDE, Coefficients, ControlledSDE, NeuralSDE, OrnsteinUhlenbeck
 from pyro_sde.sde.noise import noise_structure
@@ -364,6 +365,35 @@ def test_the_ito_form_of_additive_noise_costs_nothing():
     assert sde.ito().drift is decay
 
 
+@each_correction
+def test_the_stratonovich_form_takes_the_correction_away_again(case):
+    noise_type, diffusion, correction = case
+    ito = SDE(decay, diffusion, noise_type=noise_type)
+    stratonovich = ito.stratonovich()
+    t, z = torch.rand(7, 1, 1, dtype=F64), torch.randn(7, 5, 2, dtype=F64)
+    assert (stratonovich.sde_type, stratonovich.noise_type) == ("stratonovich", noise_type)
+    assert_close(stratonovich.coefficients(t, z, NO_ROWS).drift.expand_as(z), -z - correction(t, z))
+    assert stratonovich.ito().drift is decay, "the way back evaluates no derivative"
+    assert stratonovich.stratonovich() is stratonovich
+
+
+def test_the_control_of_a_stratonovich_form_is_that_of_the_ito_form():
+    controlled = SDE(decay, half).controlled(lambda t, z: z + 1)
+    z = torch.randn(5, 2)
+    ito = controlled.coefficients(torch.zeros(1), z, (None, None))
+    other = controlled.stratonovich().coefficients(torch.zeros(1), z, (None, None))
+    assert_close(ito.control, other.control)
+
+
+def test_a_linear_sde_is_the_same_in_both_interpretations():
+    process = OrnsteinUhlenbeck(1.0, 0.5)
+    stratonovich = process.stratonovich()
+    assert stratonovich.sde_type == "stratonovich"
+    assert stratonovich.ito().sde_type == process.sde_type == "ito"
+    z = torch.randn(5, 2)
+    assert_close(stratonovich.coefficients(torch.zeros(1), z, NO_ROWS).drift, -z)
+
+
 def test_bound_inputs_of_a_control_survive_the_ito_form():
     rows = torch.randn(3, 2)
     sde = SDE(decay, half, sde_type="stratonovich").controlled(lambda t, z, c: c).with_inputs(rows)
@@ -657,3 +687,15 @@ def test_scalar_time_coefficients_say_that_they_take_one_time_at_a_call():
 
     assert NeuralSDE(2).takes_all_times
     assert not SDE.from_torchsde(Scalar()).takes_all_times
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_networks_that_tell_their_layers_are_converted_by_fewer_derivatives(constant):
+    torch.manual_seed(0)
+    diffusion = DiagonalDiffusion(3, constant=constant).to(F64)
+    t, z = torch.rand(4, 1, 1, dtype=F64), torch.randn(4, 5, 3, dtype=F64)
+    told = SDE(decay, diffusion).stratonovich()
+    hidden = SDE(decay, lambda t, z: diffusion(t, z)).stratonovich()
+    assert_close(told.drift(t, z), hidden.drift(t, z).expand_as(z))
+    if constant:
+        assert torch.equal(told.drift(t, z), decay(t, z))

@@ -7,16 +7,16 @@ from torch import nn
 
 from pyro_sde import SDE, NeuralSDE, TimeGrid
 from pyro_sde.nn import ControlNet
-from pyro_sde.solvers import EulerMaruyama, Execution, Solver
+from pyro_sde.solvers import Execution
 from pyro_sde.solvers.choice import choose
 
 
-def method(sde, batch=4, steps=50, width=2, context=None, execution=None, solver=None):
+def method(sde, batch=4, steps=50, width=2, context=None, execution=None):
     grid = TimeGrid(torch.arange(steps + 1.0))
     rows = sde.bind_rows(None if context is None else torch.zeros(batch, steps, context))
     initial, normal = torch.zeros(batch, width), torch.zeros(steps, batch, width)
     execution = execution or Execution.current()
-    return choose(execution, solver or EulerMaruyama(), sde, grid, initial, normal, rows).method
+    return choose(execution, sde, grid, initial, normal, rows).method
 
 
 def opaque(sde):
@@ -36,16 +36,6 @@ def test_networks_are_run_by_their_layers_unless_the_batch_is_large():
     assert method(sde, batch=1000, execution=Execution(backward="layers")) == "layers"
     with torch.no_grad():
         assert method(sde, batch=1000) == "layers"
-
-
-def test_layers_are_those_of_an_euler_step():
-    class Other(Solver):
-        strong_order = 1.0
-
-        def step(self, noise, z, dt, increment, coefficients):
-            return z
-
-    assert method(NeuralSDE(2, (16,)), solver=Other()) == "parallel"
 
 
 def test_every_way_can_be_asked_for():

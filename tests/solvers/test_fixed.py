@@ -10,9 +10,10 @@ import torchsde
 from scipy.stats import kstest
 from torch.testing import assert_close
 
+from pyro_sde.ops.brownian import wiener_increments
 from pyro_sde.ops.grid import TimeGrid
 from pyro_sde.sde import SDE, BrownianMotion, GeometricBrownianMotion, OrnsteinUhlenbeck
-from pyro_sde.solvers import EulerMaruyama, brownian_increments, integrate
+from pyro_sde.solvers import EulerMaruyama, integrate
 
 F32, F64 = torch.float32, torch.float64
 
@@ -138,14 +139,15 @@ def test_coefficients_may_have_more_batch_dimensions_than_the_first_state():
         assert_close(path[b], single)
 
 
-def test_a_stratonovich_sde_raises_and_its_ito_form_does_not():
-    grid, normal = TimeGrid([0.0, 1.0]), torch.zeros(1, 1)
+def test_a_stratonovich_sde_is_converted():
+    grid, normal = TimeGrid([0.0, 1.0]), torch.ones(1, 1)
     sde = SDE(lambda t, z: 0 * z, lambda t, z: z, sde_type="stratonovich")
-    for wrong in (sde, sde.controlled(lambda t, z: z)):
-        with pytest.raises(ValueError, match=r"must be an Itô SDE, received a Stratonovich one.*Pass `sde.ito\(\)`"):
-            integrate(EulerMaruyama(), wrong, grid, torch.ones(1), normal, (None, None))
-    path = integrate(EulerMaruyama(), sde.ito(), grid, torch.ones(1), normal, (None,))
-    assert path.squeeze(-1).tolist() == [1, 1.5]
+    for given in (sde, sde.ito(), sde.ito().stratonovich()):
+        path = integrate(EulerMaruyama(), given, grid, torch.ones(1), normal, (None,))
+        assert path.squeeze(-1).tolist() == [1, 2.5]
+    controlled = sde.controlled(lambda t, z: z)
+    path = integrate(EulerMaruyama(), controlled, grid, torch.ones(1), normal, (None, None))
+    assert path.squeeze(-1).tolist() == [1, 3.5]
 
 
 @pytest.mark.parametrize("noise_type", sorted(NOISES))
@@ -187,37 +189,11 @@ def test_the_path_is_that_of_torchsde_on_the_same_noise(noise_type):
     times = torch.linspace(0, 2, 9, dtype=F64)  # dyadic steps: torchsde adds them up
     grid = TimeGrid(times)
     initial, normal = torch.randn(5, STATE, dtype=F64), torch.randn(8, 5, brownian_dim, dtype=F64)
-    interval = _Interval(times, brownian_increments(grid.steps.reshape(-1, 1, 1), normal))
+    interval = _Interval(times, wiener_increments(grid.steps.reshape(-1, 1, 1), normal))
     expected = torchsde.sdeint(original, initial, times, bm=interval, method="euler", dt=0.25)
     sde = SDE.from_torchsde(original)
     path = integrate(EulerMaruyama(), sde, grid, initial, normal, (None,))
     assert_close(path.movedim(-2, 0), expected, rtol=1e-12, atol=1e-12)
-
-
-# --- increments -----------------------------------------------------------------------------------
-
-
-@both_dtypes
-def test_increments_are_root_step_times_noise(dtype):
-    steps = torch.rand(6, 1, 1, dtype=dtype) + 0.1
-    normal = torch.randn(6, 5, 3, dtype=dtype)
-    assert_close(brownian_increments(steps, normal), normal * steps.sqrt())
-
-
-@both_dtypes
-def test_increments_of_padded_steps_are_zero_with_zero_gradient(dtype):
-    steps = torch.tensor([0.5, 0.0, 1e-30, 0.0], dtype=dtype).reshape(4, 1, 1).requires_grad_()
-    normal = torch.randn(4, 3, 2, dtype=dtype, requires_grad=True)
-    increments = brownian_increments(steps, normal)
-    increments.sum().backward()
-    padded = torch.tensor([False, True, False, True])
-    assert (increments[padded] == 0).all()
-    assert (increments[~padded] != 0).all()
-    assert (steps.grad[padded] == 0).all()
-    assert torch.isfinite(steps.grad).all()
-    assert (steps.grad[~padded] != 0).all()
-    assert (normal.grad[padded] == 0).all()
-    assert torch.isfinite(normal.grad).all()
 
 
 def test_gradients_of_a_padded_path_are_finite_and_zero_for_the_noise_behind_its_end():
@@ -272,7 +248,7 @@ def order(steps, errors, batches=20):
     return slope(errors), float(slopes.std() / math.sqrt(batches))
 
 
-def test_strong_order_for_multiplicative_noise(solver_row):
+def test_strong_order_for_multiplicative_noise():
     growth, volatility, paths, steps = 0.5, 0.8, 20_000, [8, 16, 32, 64, 128]
     normal, on_grid = nested_normals(paths, steps[-1], torch.Generator().manual_seed(2))
     end = normal.sum(0) / math.sqrt(steps[-1])
@@ -281,14 +257,14 @@ def test_strong_order_for_multiplicative_noise(solver_row):
     sde = GeometricBrownianMotion(growth, volatility)
     for n in steps:
         grid = TimeGrid(torch.tensor([0.0, 1.0], dtype=F64), max_step=1 / n)
-        path = integrate(solver_row.solver, sde, grid, initial, on_grid(n), (None,))
+        path = integrate(EulerMaruyama(), sde, grid, initial, on_grid(n), (None,))
         errors.append((path[:, -1] - exact).abs().squeeze(-1))
     slope, standard_error = order(steps, torch.stack(errors))
     assert standard_error < 0.03
-    assert abs(slope - solver_row.order) < 0.1
+    assert abs(slope - EulerMaruyama().strong_order("diagonal")) < 0.1
 
 
-def test_strong_order_for_additive_noise(solver_row):
+def test_strong_order_for_additive_noise():
     rate, scale, paths, steps = 1.5, 0.7, 4_000, [8, 16, 32, 64, 128]
     h = 1 / steps[-1]
     normal, on_grid = nested_normals(paths, steps[-1], torch.Generator().manual_seed(3))
@@ -304,20 +280,20 @@ def test_strong_order_for_additive_noise(solver_row):
     initial, errors = torch.ones(paths, 1, dtype=F64), []
     for n in steps:
         grid = TimeGrid(torch.tensor([0.0, 1.0], dtype=F64), max_step=1 / n)
-        path = integrate(solver_row.solver, OrnsteinUhlenbeck(rate, scale), grid, initial, on_grid(n), (None,))
+        path = integrate(EulerMaruyama(), OrnsteinUhlenbeck(rate, scale), grid, initial, on_grid(n), (None,))
         errors.append((path[:, -1] - exact).abs().squeeze(-1))
     slope, standard_error = order(steps, torch.stack(errors))
     assert standard_error < 0.03
-    assert abs(slope - solver_row.additive_order) < 0.1
+    assert abs(slope - EulerMaruyama().strong_order("additive")) < 0.1
 
 
-def test_brownian_motion_is_exact_on_every_nested_grid(solver_row):
+def test_brownian_motion_is_exact_on_every_nested_grid():
     normal, on_grid = nested_normals(7, 16, torch.Generator().manual_seed(5), dim=2)
     coarse = TimeGrid(torch.tensor([0.0, 0.3, 1.0], dtype=F64))
     fine = coarse.refine(8)
     initial = torch.zeros(7, 2, dtype=F64)
     ends = [
-        integrate(solver_row.solver, BrownianMotion(0.7, 0.2), grid, initial, noise, (None,))[:, -1]
+        integrate(EulerMaruyama(), BrownianMotion(0.7, 0.2), grid, initial, noise, (None,))[:, -1]
         for grid, noise in ((coarse, on_grid(2)), (fine, normal))
     ]
     assert_close(ends[0], ends[1], rtol=1e-12, atol=1e-12)

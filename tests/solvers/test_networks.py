@@ -134,7 +134,7 @@ def outputs(path, coefficients):
 
 def of_the_loop(sde, grid, initial, normal, rows):
     record = []
-    states = unroll(EulerMaruyama(), sde, grid, initial, normal, rows, record)
+    states = unroll(sde, grid, initial, normal, rows, record)
     parts = zip(*record, strict=True)
     return outputs(states, [None if p[0] is None else torch.stack([x.expand_as(states[0]) for x in p]) for p in parts])
 
