@@ -1,7 +1,8 @@
 """Judging a fit: scores, baselines to beat, ArviZ export and plots.
 
 Lives here: everything that looks at samples after training. `metrics.py` scores predictions, `baselines.py` and
-`ou.py` are predictors that a model must beat, `arviz.py` names dimensions and writes files, `plots.py` draws.
+`ou.py` are predictors that a model must beat, `discretisation.py` tells what a step costs, `arviz.py` names dimensions
+and writes files, `plots.py` draws.
 Does not live here: anything a model or a guide needs to train (`infer`), data sets (`data`), tests (`testing`).
 
 ArviZ and matplotlib are imported by `arviz.py` and `plots.py` alone, inside the function that needs them, so importing
@@ -25,6 +26,11 @@ from .baselines import LastValueBaseline as LastValueBaseline
 from .baselines import LinearInterpolationBaseline as LinearInterpolationBaseline
 from .baselines import fit_last_value as fit_last_value
 from .baselines import fit_linear_interpolation as fit_linear_interpolation
+from .discretisation import DiscretisationReport as DiscretisationReport
+from .discretisation import IncrementCheck as IncrementCheck
+from .discretisation import QuadraticVariation as QuadraticVariation
+from .discretisation import discretisation as discretisation
+from .discretisation import quadratic_variation as quadratic_variation
 from .metrics import Score as Score
 from .metrics import crps_samples as crps_samples
 from .metrics import interval_coverage as interval_coverage
@@ -40,12 +46,16 @@ from .plots import plot_phase as plot_phase
 
 __all__ = [
     "Baseline",
+    "DiscretisationReport",
     "GaussianPrediction",
+    "IncrementCheck",
     "LastValueBaseline",
     "LinearInterpolationBaseline",
     "OUProcessBaseline",
+    "QuadraticVariation",
     "Score",
     "crps_samples",
+    "discretisation",
     "fit_last_value",
     "fit_linear_interpolation",
     "fit_ou",
@@ -58,6 +68,7 @@ __all__ = [
     "plot_losses",
     "plot_paths",
     "plot_phase",
+    "quadratic_variation",
     "rmse",
     "save_netcdf",
     "to_inference_data",
