@@ -15,7 +15,7 @@ from torch.distributions import Distribution, constraints
 
 from .kernels import TransitionKernels
 
-__all__ = ["PathDistribution", "check_initial"]
+__all__ = ["DrivenPath", "PathDistribution", "check_initial"]
 
 
 class PathDistribution(TorchDistribution, ABC):
@@ -59,6 +59,11 @@ class PathDistribution(TorchDistribution, ABC):
         event_shape = torch.Size((num_points, *initial.event_shape))
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
 
+    @property
+    def has_density(self) -> bool:
+        """Whether any path has a log-density, and not only a divergence beside another law."""
+        return True
+
     @abstractmethod
     def simulate(self, initial: Tensor) -> Tensor:
         """Sample the rest of the path; ``(..., D) -> (..., T, D)``, reparameterised."""
@@ -66,6 +71,10 @@ class PathDistribution(TorchDistribution, ABC):
     @abstractmethod
     def kernels(self, path: Tensor) -> TransitionKernels:
         """Transition kernels along a path ``(..., T, D)``, all steps at once, time leftmost."""
+
+    def first_state(self, path: Tensor) -> Tensor:
+        """First states of paths, ``(..., D)``."""
+        return path[..., 0, :]
 
     def sampled_kernels(self, path: Tensor) -> TransitionKernels:
         """`kernels` of a path that this law sampled, for gradients with respect to parameters through the sampling.
@@ -181,6 +190,25 @@ class PathDistribution(TorchDistribution, ABC):
     def __repr__(self) -> str:
         """Class and shapes."""
         return f"{type(self).__name__}(batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
+
+
+class DrivenPath(PathDistribution):
+    """Path law whose paths are functions of their first state and of standard normal noise, which can be exchanged.
+
+    Subclasses implement `noise_shape`, `solve` and `noise_of`. `PathNoiseReparam` serves them.
+    """
+
+    @abstractmethod
+    def noise_shape(self, batch: torch.Size | None = None) -> torch.Size:
+        """Shape ``(*batch, K, W)`` of the noise that drives a path."""
+
+    @abstractmethod
+    def solve(self, initial: Tensor, noise: Tensor) -> Tensor:
+        """Path ``(..., T, D)`` of first states ``(..., D)`` and noise ``(..., K, W)``."""
+
+    @abstractmethod
+    def noise_of(self, path: Tensor) -> Tensor:
+        """Noise ``(..., K, W)`` that drives a path; the inverse of `solve`."""
 
 
 def check_initial(initial: Distribution) -> None:

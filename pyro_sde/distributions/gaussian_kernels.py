@@ -45,7 +45,7 @@ class GaussianKernels(TransitionKernels):
         """
         if isinstance(kernels, cls):
             return kernels
-        if not isinstance(kernels, EulerKernels):
+        if type(kernels) is not EulerKernels:  # those of other solvers have other moments
             raise NotImplementedError
         steps = torch.where(kernels.moving, kernels.safe_steps, torch.zeros_like(kernels.safe_steps)).double()
         mean = kernels.state.double() + kernels.total_drift.double() * steps
@@ -125,6 +125,9 @@ class GaussianKernels(TransitionKernels):
             ValueError: if one of them does not hold.
             NotImplementedError: if the kernels of `other` are not Gaussian.
         """
+        if not isinstance(other, EulerKernels | GaussianKernels):
+            other.check_absolutely_continuous_from(self)
+            return
         other = GaussianKernels.of(other)
         tolerance = max(tolerance_of(self.path.dtype), tolerance_of(other.path.dtype))
         with torch.no_grad():

@@ -14,6 +14,8 @@ from ..ops.layout import time_first
 from ..ops.linear_observations import LinearObservations
 from ..sde.linear import LinearSDE
 from ..sde.system import LinearSystem
+from ._carried import check_not_carried
+from ._coefficient_checks import same_times
 from ._emissions import Emissions, NoiseLaw
 from ._gaussian_chains import (
     Dynamics,
@@ -24,15 +26,14 @@ from ._gaussian_chains import (
     keep_range,
     stationary_law,
 )
-from .base import PathDistribution
+from .base import DrivenPath, PathDistribution
 from .gaussian_kernels import GaussianKernels
 from .gaussian_state import GaussianState
-from .sde_path import _same_times
 
 __all__ = ["GaussianPath"]
 
 
-class GaussianPath(PathDistribution):
+class GaussianPath(DrivenPath):
     r"""Law of the path of a linear SDE :math:`dz = (A z + b)\,dt + L\,dW` on a grid, exact for any step.
 
     .. math:: z_0 \sim N(m_0, P_0), \qquad z_{k+1} \mid z_k \sim N(\Phi_k z_k + c_k,\; Q_k)
@@ -229,6 +230,7 @@ class GaussianPath(PathDistribution):
                 f"`path` must have shape (..., {', '.join(map(str, self.event_shape))}), received {tuple(path.shape)}."
             )
             raise ValueError(msg)
+        check_not_carried(path)
         rank = max(path.dim() - 2, len(self.batch_shape))
         states = time_first(path, rank)
         times, steps = (time_first(part.unsqueeze(-1), rank) for part in (self.grid.times, self.grid.steps))
@@ -245,7 +247,7 @@ class GaussianPath(PathDistribution):
     def check_same_grid(self, other: PathDistribution) -> None:
         """Times must agree to round-off."""
         grid = getattr(other, "grid", None)
-        if isinstance(grid, TimeGrid) and not _same_times(self.grid.times.detach(), grid.times.detach()):
+        if isinstance(grid, TimeGrid) and not same_times(self.grid.times.detach(), grid.times.detach()):
             msg = (
                 f"guide and model use different grids: guide {self.grid}, model {grid}. Build one TimeGrid and pass it "
                 "to both."

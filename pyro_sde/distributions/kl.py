@@ -11,6 +11,7 @@ Three estimators of :math:`\mathrm{KL}(q \,\|\, p)` have the same mean under pat
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from torch.distributions import Independent, kl_divergence, register_kl
 
 from .base import PathDistribution
 
-__all__ = ["PathTerms", "SiteLaw", "path_kl", "path_terms", "site_law"]
+__all__ = ["CarriesTerms", "PathTerms", "SiteLaw", "path_kl", "path_terms", "site_law"]
 
 
 class PathTerms(NamedTuple):
@@ -29,6 +30,14 @@ class PathTerms(NamedTuple):
     log_q: Tensor
     log_p: Tensor
     kl: Tensor | None  # closed form; None unless asked for
+
+
+class CarriesTerms(ABC):
+    """A path law whose values carry their log-ratio to the model, because they have no density."""
+
+    @abstractmethod
+    def carried_terms(self, p: PathDistribution, path: Tensor, *, closed: bool) -> PathTerms:
+        """As `path_terms`, with this law in the guide."""
 
 
 class SiteLaw(NamedTuple):
@@ -86,9 +95,12 @@ def path_kl(q: PathDistribution, p: PathDistribution, path: Tensor) -> Tensor:
     References:
         Li et al. (2020), arXiv 2001.01328, eq. (10).
     """
+    carried = _carried_terms(q, p, path, closed=True)
+    if carried is not None and carried.kl is not None:
+        return carried.kl
     _check_comparable(q, p)
     kernels = q.kernels(path)
-    return _initial_kl(q, p, path[..., 0, :]) + kernels.kl(p.kernels_beside(path, q, kernels)).sum(0)
+    return _initial_kl(q, p, q.first_state(path)) + kernels.kl(p.kernels_beside(path, q, kernels)).sum(0)
 
 
 def path_terms(q: PathDistribution, p: PathDistribution, path: Tensor, *, closed: bool) -> PathTerms:
@@ -98,10 +110,13 @@ def path_terms(q: PathDistribution, p: PathDistribution, path: Tensor, *, closed
     control of each law are evaluated once for all terms, those of `q` not at all if the path is the one it just
     sampled, and what `p` shares with `q` not again.
     """
+    carried = _carried_terms(q, p, path, closed=closed)
+    if carried is not None:
+        return carried
     _check_comparable(q, p)
     q_kernels = q.sampled_kernels(path)
     p_kernels = p.kernels_beside(path, q, q_kernels)
-    first = path[..., 0, :]
+    first = q.first_state(path)
     if closed:
         divergence = _initial_kl(q, p, first) + q_kernels.kl(p_kernels).sum(0)
         zero = divergence.new_zeros(())
@@ -112,11 +127,28 @@ def path_terms(q: PathDistribution, p: PathDistribution, path: Tensor, *, closed
     return PathTerms(log_q0 + q_kernels.log_prob().sum(0), log_p0 + p_kernels.log_prob().sum(0), None)
 
 
+def _carried_terms(q: PathDistribution, p: PathDistribution, path: Tensor, *, closed: bool) -> PathTerms | None:
+    if isinstance(q, CarriesTerms):
+        return q.carried_terms(p, path, closed=closed)
+    if isinstance(p, CarriesTerms):
+        msg = (
+            f"the model has a {type(p).__name__} and the guide a {type(q).__name__}, whose values carry no log-ratio. "
+            "Use CarriedPath on both sides, or SDEPath on both."
+        )
+        raise ValueError(msg)
+    return None
+
+
 def _check_comparable(q: PathDistribution, p: PathDistribution) -> None:
-    if q.event_shape[-1] != p.event_shape[-1]:
-        msg = f"guide and model have states of different dimension: {q.event_shape[-1]} and {p.event_shape[-1]}."
+    ours, theirs = tuple(q.event_shape[1:]), tuple(p.event_shape[1:])
+    if ours != theirs:
+        msg = f"guide and model have states of different dimension: {_size(ours)} and {_size(theirs)}."
         raise ValueError(msg)
     q.check_same_grid(p)
+
+
+def _size(state: tuple[int, ...]) -> str:
+    return str(state[0]) if state else "none (discrete states)"
 
 
 def _initial_kl(q: PathDistribution, p: PathDistribution, first: Tensor) -> Tensor:

@@ -9,34 +9,47 @@ from itertools import repeat
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 from torch.utils.checkpoint import checkpoint
 
+from ..ops.brownian import VirtualBrownianTree, normal_width
 from ..ops.grid import TimeGrid
 from ..ops.layout import time_first
 from ..sde.base import SDE, Coefficients
-from ..sde.noise import trailing_singleton
+from ..solvers.base import Solver
 from ..solvers.execution import Execution
 from ..solvers.fixed import EulerMaruyama
-from ..solvers.noise import GivenNoise, SeededNoise, StepNoise
+from ..solvers.noise import GivenNoise, SeededNoise, StepNoise, TreeNoise
 from ..solvers.solve import solve
-from .base import PathDistribution, check_initial
+from ._carried import check_not_carried
+from ._coefficient_checks import (
+    broadcast_shapes,
+    check_brownian,
+    check_kind,
+    check_rows,
+    first_argument,
+    probe,
+    same_times,
+    tree_for,
+)
+from .base import DrivenPath, PathDistribution, check_initial
 from .effects import EffectRecorder
 from .kernels import EulerKernels, TransitionKernels
 from .memo import PathMemo
+from .solver_kernels import kernels_for
 
 __all__ = ["SDEPath"]
 
 
-class SDEPath(PathDistribution):
+class SDEPath(DrivenPath):
     r"""Law of the path of :math:`dz = f(t, z)\,dt + \sigma(t, z)\,dW` on a solver grid.
 
     .. math:: z_0 \sim p_0, \qquad z_{k+1} \mid z_k \sim N\big(z_k + f_k h_k,\ \sigma_k \sigma_k^\top h_k\big)
 
-    This Euler–Maruyama chain is a true probability law on the grid, and the log-ratio of two such chains with one
-    diffusion is the discretised Girsanov density to round-off. So `Trace_ELBO`, `RenyiELBO`, `Importance` and NUTS are
-    exact for it, parameters of the diffusion included. Cost: K sequential steps to sample, one batched call for density
-    and gradients.
+    This Euler–Maruyama chain, that of the default `solver`, is a true probability law on the grid, and the log-ratio of
+    two such chains with one diffusion is the discretised Girsanov density to round-off. So `Trace_ELBO`, `RenyiELBO`,
+    `Importance` and NUTS are exact for it, parameters of the diffusion included. Cost: K sequential steps to sample,
+    one batched call for density and gradients.
 
     Coefficients are called once at construction, at zero states, to learn their shapes and record their Pyro effects.
 
@@ -46,6 +59,11 @@ class SDEPath(PathDistribution):
         grid: the solver grid.
         inputs: ``(*batch, K, C)``; row k is given to the drift (or, if `sde` is controlled, to the control only) for
             the step from ``t_k`` to ``t_{k+1}``.
+        solver: how a step is taken; `EulerMaruyama` if None. With a solver whose steps have no density (`Milstein`,
+            `SRK` and others) the law samples, and gives the divergence in closed form along a path; `log_prob` raises.
+        brownian: the Brownian motion that drives the path, with one seed for each series or a single one; fresh noise
+            for every sample if None. Samples are then functions of the seeds: the same path in any batch, and on a
+            refined grid the same Brownian motion.
         execution: how paths are simulated and differentiated, `Execution`; the settings of Pyro if None.
         validate_args: as for every torch distribution.
 
@@ -59,7 +77,9 @@ class SDEPath(PathDistribution):
 
     Raises:
         ValueError: if shapes, dtypes or devices do not fit; the message names the argument.
-        TypeError: if `sde` is not an `SDE`, `grid` not a `TimeGrid` or `execution` not an `Execution`.
+            The solver must be able to take the noise type.
+        TypeError: if `sde` is not an `SDE`, `grid` not a `TimeGrid`, `solver` not a `Solver` or `execution` not an
+            `Execution`.
 
     References:
         Kloeden and Platen (1992), eq. (10.2.4); Li et al. (2020), arXiv 2001.01328, eqs. (9)-(11).
@@ -81,6 +101,8 @@ class SDEPath(PathDistribution):
         grid: TimeGrid,
         *,
         inputs: Tensor | None = None,
+        solver: Solver | None = None,
+        brownian: VirtualBrownianTree | None = None,
         execution: Execution | None = None,
         validate_args: bool | None = None,
     ) -> None:
@@ -99,89 +121,60 @@ class SDEPath(PathDistribution):
                 'Execution(memory="low"), or leave it out for the settings of Pyro.'
             )
             raise TypeError(msg)
+        if solver is not None and not isinstance(solver, Solver):
+            msg = f"`solver` must be a Solver such as Milstein(), received {type(solver).__name__}."
+            raise TypeError(msg)
         check_initial(initial)
+        self.solver = EulerMaruyama() if solver is None else solver
         self.sde = sde.ito()
+        self._stepped = self.solver.adapt(sde)  # the same process in the form that the solver steps
         self.grid = grid
         self.inputs = inputs
         self.execution = execution
         self._rows = self.sde.bind_rows(inputs)
         for row in self._rows:
-            self._check_rows(row)
-        self._check_kind("initial", _argument(initial))
+            check_rows(row, grid)
+        check_kind("initial", first_argument(initial), grid)
         self.effects = EffectRecorder(self.sde)
         self._memo = PathMemo()
-        self._brownian_dim = initial.event_shape[0]
         shapes = [("initial", initial.batch_shape), ("grid", grid.batch_shape)]
         shapes += [("inputs", row.shape[:-2]) for row in self._rows if row is not None]
-        batch = self._probe(torch.Size((*_broadcast(shapes), *initial.event_shape)))
-        super().__init__(initial, batch, grid.num_steps + 1, validate_args=validate_args)
+        shape = torch.Size((*broadcast_shapes(shapes), *initial.event_shape))
+        probed = probe(self.sde, grid, self._rows, self.effects, shape)
+        if not self.solver.is_euler:  # which may want more motions
+            stepped = probe(self._stepped, grid, self._rows, self.effects, shape)
+            probed = probed._replace(brownian_dim=stepped.brownian_dim)
+        self._brownian_dim = probed.brownian_dim
+        self.brownian = brownian
+        if brownian is not None:
+            check_brownian(brownian, grid, self.solver, probed.brownian_dim)
+        super().__init__(initial, probed.batch_shape, grid.num_steps + 1, validate_args=validate_args)
 
-    # ---------------------------------------------------------------- construction
-    def _check_rows(self, row: Tensor | None) -> None:
-        if row is None:
-            return
-        if row.dim() < 2 or row.shape[-2] != self.grid.num_steps:
-            msg = (
-                f"`inputs` must have shape (*batch, K, C) with one row per solver step, K = {self.grid.num_steps}; "
-                f"received {tuple(row.shape)}. Row k serves the step from grid.times[k] to grid.times[k + 1]."
-            )
-            raise ValueError(msg)
-        self._check_kind("inputs", row)
+    @constraints.dependent_property(is_discrete=False, event_dim=2)
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
+        """Real paths, or those inside the boundaries of a solver that reflects."""
+        return constraints.independent(self.solver.support, 2)
 
-    def _check_kind(self, name: str, value: Tensor | None) -> None:
-        times = self.grid.times
-        if (
-            value is not None
-            and value.is_floating_point()
-            and (value.dtype, value.device) != (times.dtype, times.device)
-        ):
-            msg = (
-                f"`{name}` has dtype {value.dtype} on {value.device}, but the grid has {times.dtype} on "
-                f"{times.device}. Convert one of them, e.g. TimeGrid(times.to({value.dtype}))."
-            )
-            raise ValueError(msg)
+    @property
+    def has_density(self) -> bool:
+        """That of the steps of the solver."""
+        return self.solver.has_density
 
-    def _probe(self, shape: torch.Size) -> torch.Size:
-        """Call the coefficients once: batch shape, Brownian dimension and Pyro effects."""
-        z = self.grid.times.new_zeros(shape)
-        rows = tuple(None if row is None else _first_row(row) for row in self._rows)
-        with self.effects:
-            coefficients = self.sde.coefficients(self.grid.times[..., :1], z, rows)
-        self.effects.seal()
-        return self._check_coefficients(coefficients, z)
-
-    def _check_coefficients(self, coefficients: Coefficients, z: Tensor) -> torch.Size:
-        drift, diffusion, control = coefficients
-        noise = self.sde.noise
-        width = z.shape[-1]
-        if trailing_singleton(drift, z) or (drift.dim() and drift.shape[-1] not in (1, width)):
-            raise ValueError(_shape_text("drift", drift, z, "it must broadcast against the state"))
-        problem = noise.shape_error(diffusion, z)
-        if problem:
-            raise ValueError(_shape_text(f"{self.sde.noise_type} diffusion", diffusion, z, problem))
-        self._brownian_dim = noise.brownian_dim(diffusion, width)
-        if control is not None and control.dim() and control.shape[-1] not in (1, self._brownian_dim):
-            msg = (
-                f"`control` must return shape (..., {self._brownian_dim}), one entry per Brownian motion of "
-                f"{self.sde.noise_type} noise; received {tuple(control.shape)}."
-            )
-            raise ValueError(msg)
-        for name, value in (("drift", drift), ("diffusion", diffusion), ("control", control)):
-            self._check_kind(name, value)
-        shapes = [("state", z.shape[:-1]), ("drift", drift.shape[:-1]), ("diffusion", noise.batch_shape(diffusion))]
-        shapes += [] if control is None else [("control", control.shape[:-1])]
-        return _broadcast(shapes)
-
-    # ---------------------------------------------------------------- law
     def noise_shape(self, batch: torch.Size | None = None) -> torch.Size:
-        """Shape ``(*batch, K, M)`` of the standard normal noise that drives a path."""
+        """Shape ``(*batch, K, W)`` of the standard normal noise that drives a path.
+
+        W is the Brownian dimension M, or `normal_width` of it if the solver wants Lévy areas.
+        """
         batch = self.batch_shape if batch is None else batch
-        return torch.Size((*batch, self.grid.num_steps, self._brownian_dim))
+        return torch.Size((*batch, self.grid.num_steps, normal_width(self._brownian_dim, self.solver.levy)))
 
     def simulate(self, initial: Tensor) -> Tensor:
         """Path from given first states ``(..., D)`` with fresh noise."""
-        shape = (*initial.shape[:-1], self._brownian_dim)
+        shape = (*initial.shape[:-1], normal_width(self._brownian_dim, self.solver.levy))
         execution = self.execution or Execution.current()
+        if self.brownian is not None:
+            tree = tree_for(self.brownian, initial.shape[:-1])
+            return self._integrate(initial, TreeNoise(tree, self.grid.times, shape[-1], initial), execution)
         if execution.memory == "low":
             return self._integrate(initial, SeededNoise(shape, initial), execution)
         normal = torch.randn((self.grid.num_steps, *shape), dtype=initial.dtype, device=initial.device)
@@ -208,9 +201,9 @@ class SDEPath(PathDistribution):
         return self._integrate(initial, GivenNoise(noise.movedim(-2, 0)), execution)
 
     def _integrate(self, initial: Tensor, noise: StepNoise, execution: Execution) -> Tensor:
-        self._check_kind("initial", initial)
+        check_kind("initial", initial, self.grid)
         with self.effects:
-            path, coefficients = solve(EulerMaruyama(), self.sde, self.grid, initial, noise, self._rows, execution)
+            path, coefficients = solve(self.solver, self._stepped, self.grid, initial, noise, self._rows, execution)
         self._check_finite(path)
         if coefficients:
             self._memo.keep(path, coefficients)
@@ -222,21 +215,31 @@ class SDEPath(PathDistribution):
 
     def noise_of(self, path: Tensor) -> Tensor:
         """Standard normal noise ``(..., K, M)`` that drives a path; 0 on padded steps and directions without noise."""
-        kernels = self.kernels(path)
+        if not self.solver.is_euler:
+            msg = (
+                f"the noise of a path can be read off Euler–Maruyama steps only, and this law has {self.solver!r}. "
+                "Leave `solver` out."
+            )
+            raise ValueError(msg)
+        kernels = self.euler_kernels(path)
         standard, _ = kernels.range.coordinates(kernels.residual())
         standard = torch.where(kernels.moving, standard / kernels.safe_steps.sqrt(), torch.zeros_like(standard))
         return standard.movedim(0, -2)
 
-    def kernels(self, path: Tensor) -> EulerKernels:
+    def kernels(self, path: Tensor) -> TransitionKernels:
         """Transition kernels along a path, all steps in one call of drift, diffusion and control."""
-        return self._kernels(path, None)
+        if self.solver.is_euler:
+            return self.euler_kernels(path)
+        return kernels_for(self.solver, self, *self._layout(path))
 
-    def sampled_kernels(self, path: Tensor) -> EulerKernels:
+    def sampled_kernels(self, path: Tensor) -> TransitionKernels:
         """As `kernels`, without any call for the path that this law sampled last through the loop."""
+        if not self.solver.is_euler:
+            return self.kernels(path)
         rank = max(path.dim() - 2, len(self.batch_shape))
-        return self._kernels(path, self._memo.recall(path, rank + 2, self.sde.noise.matrix_dims))
+        return self.euler_kernels(path, self._memo.recall(path, rank + 2, self.sde.noise.matrix_dims))
 
-    def kernels_beside(self, path: Tensor, law: PathDistribution, kernels: TransitionKernels) -> EulerKernels:
+    def kernels_beside(self, path: Tensor, law: PathDistribution, kernels: TransitionKernels) -> TransitionKernels:
         """Kernels along a path; a drift or diffusion that the other law has too is not evaluated again.
 
         So the divergence of ``prior.controlled(control)`` from ``prior`` costs no call of the prior.
@@ -245,6 +248,7 @@ class SDEPath(PathDistribution):
         if (
             not isinstance(law, SDEPath)
             or not isinstance(kernels, EulerKernels)
+            or not (self.solver.is_euler and law.solver.is_euler)
             or not self.sde.shares_diffusion(law.sde)
             # recorded Pyro statements may have other values in the other law, and axes must stand alike
             or self.effects.values
@@ -255,12 +259,13 @@ class SDEPath(PathDistribution):
         if self.sde.shares_drift(law.sde) and self._rows[0] is law._rows[0]:
             return kernels.with_drift(kernels.drift)
         states, times, _ = self._layout(path)
-        return kernels.with_drift(self._in_blocks(self.sde.without_diffusion(), times[:-1], states[:-1]).drift)
+        return kernels.with_drift(self.coefficients_along(self.sde.without_diffusion(), times[:-1], states[:-1]).drift)
 
-    def _kernels(self, path: Tensor, coefficients: Coefficients | None) -> EulerKernels:
+    def euler_kernels(self, path: Tensor, coefficients: Coefficients | None = None) -> EulerKernels:
+        """Kernels of Euler–Maruyama steps along a path, whatever the solver; coefficients there if they are known."""
         states, times, steps = self._layout(path)
         if coefficients is None:
-            coefficients = self._in_blocks(self.sde, times[:-1], states[:-1])
+            coefficients = self.coefficients_along(self.sde, times[:-1], states[:-1])
         return EulerKernels(self.sde.noise, coefficients, states, times, steps)
 
     def _layout(self, path: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -271,14 +276,16 @@ class SDEPath(PathDistribution):
         if path.dim() < 2 or path.shape[-2] != self.grid.num_steps + 1:
             msg = f"`path` must have shape (..., {self.grid.num_steps + 1}, D), received {tuple(path.shape)}."
             raise ValueError(msg)
+        check_not_carried(path)
         rank = max(path.dim() - 2, len(self.batch_shape))
         times, steps = (time_first(part.unsqueeze(-1), rank) for part in (self.grid.times, self.grid.steps))
         return time_first(path, rank), times, steps
 
-    def _in_blocks(self, sde: SDE, times: Tensor, states: Tensor) -> Coefficients:
-        """Coefficients at all times, a block of steps at a time: temporaries of larger batches leave the cache.
+    def coefficients_along(self, sde: SDE, times: Tensor, states: Tensor) -> Coefficients:
+        """Coefficients at all times, time leftmost.
 
-        If memory is low, a block keeps its inputs only and is evaluated again for its gradient.
+        A block of steps at a time, since temporaries of larger batches leave the cache. If memory is low, a block keeps
+        its inputs only and is evaluated again for its gradient.
         """
         rows = tuple(None if row is None else time_first(row, states.dim() - 2) for row in self._rows)
         execution = self.execution or Execution.current()
@@ -314,7 +321,7 @@ class SDEPath(PathDistribution):
         if not isinstance(grid, TimeGrid):
             return
         ours, theirs = self.grid.times.detach(), grid.times.detach()
-        if not _same_times(ours, theirs):
+        if not same_times(ours, theirs):
             msg = (
                 f"guide and model use different grids: guide {self.grid}, model {grid}. Build one TimeGrid and "
                 "pass it to both."
@@ -340,49 +347,9 @@ class SDEPath(PathDistribution):
         raise ValueError(msg)
 
 
-def _broadcast(shapes: list[tuple[str, torch.Size]]) -> torch.Size:
-    different = {shape for _, shape in shapes if shape}
-    if len(different) < 2:  # torch's function is slow
-        return different.pop() if different else torch.Size()
-    try:
-        return torch.broadcast_shapes(*(shape for _, shape in shapes))
-    except RuntimeError as error:
-        received = ", ".join(f"`{name}` {tuple(shape)}" for name, shape in shapes)
-        msg = (
-            f"batch shapes must broadcast against each other, received {received}. A tensor with one entry per series "
-            "must have shape (B, 1) in a drift, diffusion or control."
-        )
-        raise ValueError(msg) from error
-
-
 def _join(parts: tuple[Tensor, ...], dims: int, steps: int) -> Tensor:
     """Blocks of one coefficient along time; one that has no time axis is the same in every block."""
     first = parts[0]
     if first.dim() < dims or (first.shape[0] == 1 and steps > 1):
         return first
     return torch.cat(parts)
-
-
-def _same_times(ours: Tensor, theirs: Tensor) -> bool:
-    """Equal to round-off, where batch dimensions broadcast."""
-    pairs = zip(reversed(ours.shape), reversed(theirs.shape), strict=False)
-    if ours.shape[-1] != theirs.shape[-1] or any(a != b and 1 not in (a, b) for a, b in pairs):
-        return False
-    round_off = 16 * torch.finfo(ours.dtype).eps * float(ours.abs().max())
-    return bool(((ours - theirs).abs() <= round_off).all())
-
-
-def _first_row(row: Tensor) -> Tensor:
-    return row[..., 0, :] if row.shape[-2] else row.new_zeros((*row.shape[:-2], row.shape[-1]))
-
-
-def _argument(law: Distribution) -> Tensor | None:
-    """Some floating-point argument of a law, to see its dtype and device without drawing from it."""
-    while isinstance(base := getattr(law, "base_dist", None), Distribution):
-        law = base
-    arguments = (law.__dict__.get(name) for name in law.arg_constraints)
-    return next((a for a in arguments if isinstance(a, Tensor) and a.is_floating_point()), None)
-
-
-def _shape_text(name: str, value: Tensor, z: Tensor, advice: str) -> str:
-    return f"`{name}` returned shape {tuple(value.shape)} for states of shape {tuple(z.shape)}: {advice}."

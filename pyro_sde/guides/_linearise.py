@@ -71,7 +71,7 @@ def linearise(law: PathLaw, centre: Tensor | None, gain: Tensor | None = None) -
     with torch.enable_grad():
         path = centre.expand(*batch, *law.event_shape)
         path = path if path.requires_grad else path.detach().requires_grad_()
-        kernels = law.kernels(path)
+        kernels = law.euler_kernels(path)
         shape = kernels.state.shape  # (K, *batch, D)
         drift = kernels.total_drift.expand(shape)
         slope = _jacobian(drift, path, graph)

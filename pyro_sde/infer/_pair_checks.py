@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..distributions.kl import path_terms, site_law
 from ._mean_field import mean_field_sites
-from ._probe import Finding, Probe, sample_sites
+from ._probe import Finding, Probe, is_scored, sample_sites
 
 __all__ = [
     "find_bad_values",
@@ -33,6 +33,10 @@ def find_bad_values(probed: Probe) -> Iterator[Finding]:
     """Log-probabilities that cannot be computed, are not finite, or have dimensions that are no plates."""
     for trace in (probed.pair.guide, probed.pair.model):
         for name, site in list(sample_sites(trace)):
+            if not is_scored(name, site):
+                if _has_nan(site["value"]):
+                    yield Finding("non_finite", name, _missing_text(site) or "the value is not finite.")
+                continue
             try:
                 trace.compute_log_prob(lambda other, _, name=name: other == name)
             except (ValueError, RuntimeError) as error:
@@ -123,7 +127,7 @@ def find_infinite_kl(probed: Probe) -> Iterator[Finding]:
             continue
         try:
             with torch.no_grad():
-                path_terms(q.law, p.law, site["value"], closed=False)
+                path_terms(q.law, p.law, site["value"], closed=not q.law.has_density)
         except ValueError as error:
             yield Finding("infinite_kl", name, str(error))
         except NotImplementedError:

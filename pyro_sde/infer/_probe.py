@@ -18,10 +18,21 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 
+from ..distributions.kl import site_law
 from ._mean_field import strip_law
 from .traces import TracePair, sampled_traces
 
-__all__ = ["Finding", "Probe", "Replay", "compared_sites", "owner_module", "probe", "sample_sites", "untouched"]
+__all__ = [
+    "Finding",
+    "Probe",
+    "Replay",
+    "compared_sites",
+    "is_scored",
+    "owner_module",
+    "probe",
+    "sample_sites",
+    "untouched",
+]
 
 
 @dataclass(frozen=True)
@@ -150,9 +161,15 @@ def compared_sites(probed: Probe, vectorised: TracePair, index: int) -> Iterator
             yield Replay(name, log_prob.sum(), alone)
 
 
-def _has_density(_name: str, site: Any) -> bool:  # noqa: ANN401 (a Pyro message)
+def _has_density(name: str, site: Any) -> bool:  # noqa: ANN401 (a Pyro message)
     """A Delta has none: round-off alone would make it minus infinity."""
-    return site["type"] == "sample" and not isinstance(strip_law(site["fn"]), Delta)
+    return site["type"] == "sample" and not isinstance(strip_law(site["fn"]), Delta) and is_scored(name, site)
+
+
+def is_scored(_name: str, site: Any) -> bool:  # noqa: ANN401 (a Pyro message)
+    """Whether a site has a log-probability; paths of some solvers have none, and are compared in closed form."""
+    law = site_law(site["fn"]) if site["type"] == "sample" else None
+    return law is None or law.law.has_density
 
 
 @contextmanager

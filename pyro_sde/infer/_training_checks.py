@@ -9,7 +9,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ._probe import Finding, Probe, compared_sites, owner_module, sample_sites
+from ._probe import Finding, Probe, compared_sites, is_scored, owner_module, sample_sites
 from .coverage import uncovered_parameters
 
 __all__ = ["find_leaks", "find_overcounts", "find_stale", "find_unregistered"]
@@ -130,7 +130,7 @@ def find_overcounts(probed: Probe) -> Iterator[Finding]:
         with torch.no_grad():
             vectorised = probed.vectorised(2)
             for trace in vectorised:
-                trace.compute_log_prob()
+                trace.compute_log_prob(is_scored)
     except (ValueError, RuntimeError, IndexError):
         return  # a program that cannot be vectorised says so by itself
     shapes = [finding for trace in vectorised for finding in _overcounted(trace, probed.nesting)]
@@ -153,6 +153,8 @@ def find_overcounts(probed: Probe) -> Iterator[Finding]:
 def _overcounted(trace: Trace, nesting: int) -> Iterator[Finding]:
     """Sites with dimensions left of the particles, or that are no plates."""
     for name, site in sample_sites(trace):
+        if not is_scored(name, site):
+            continue
         sizes = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
         shape = tuple(site["log_prob"].shape)
         if any(shape[dim] not in (1, sizes.get(dim, 1)) for dim in range(-len(shape), 0)):

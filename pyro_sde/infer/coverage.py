@@ -27,7 +27,7 @@ def uncovered_parameters(pair: TracePair, model: Callable[..., Any], guide: Call
     for trace in pair:
         for name, site in trace.nodes.items():
             law = site_law(site["fn"]) if site["type"] == "sample" else None
-            sde = None if law is None else getattr(law.law, "sde", None)
+            sde = None if law is None else getattr(law.law, "sde", getattr(law.law, "transition", None))
             if not isinstance(sde, nn.Module):
                 continue
             parameters = [p for p in sde.parameters() if p.requires_grad and id(p) not in covered]

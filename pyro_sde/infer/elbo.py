@@ -15,7 +15,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.util import check_if_enumerated, check_site_shape
 from torch import Tensor
 
-from ..distributions.kl import SiteLaw, path_terms, site_law
+from ..distributions.kl import CarriesTerms, SiteLaw, path_terms, site_law
 from ._mean_field import warn_mean_field
 from .coverage import uncovered_parameters
 from .landing import frozen_guide, land, land_by_difference
@@ -109,6 +109,9 @@ class PathELBO(Trace_ELBO):
         """Fill in the terms of one path site, computing the coefficients of guide and model once each."""
         model_site: Any = pair.model.nodes[name]
         guide_site: Any = pair.guide.nodes[name]
+        carried = next((side.law for side in (q, p) if side is not None and isinstance(side.law, CarriesTerms)), None)
+        if carried is not None:
+            _check_carried(name, carried, self.kl, one_sided=q is None or p is None)
         if q is None or p is None:
             if self.kl == "closed" or self.kl_weight != 1:
                 side = "guide" if q is None else "model"
@@ -124,9 +127,10 @@ class PathELBO(Trace_ELBO):
         try:
             terms = _named(name, path_terms, q.law, p.law, guide_site["value"], closed=self.kl == "closed")
         except NotImplementedError as error:
+            reason = f" ({error})" if str(error) else ""
             msg = (
                 f"site '{name}': kl=\"closed\" needs kernels with a closed-form divergence, which "
-                f'{type(q.law).__name__} and {type(p.law).__name__} do not have. Use kl="stl" or kl="full".'
+                f'{type(q.law).__name__} and {type(p.law).__name__} do not have{reason}. Use kl="stl" or kl="full".'
             )
             raise ValueError(msg) from error
         if terms.kl is None:
@@ -181,6 +185,23 @@ def _path_sites(pair: TracePair) -> dict[str, tuple[SiteLaw | None, SiteLaw | No
             )
             raise ValueError(msg)
     return sites
+
+
+def _check_carried(name: str, law: object, kl: str, *, one_sided: bool) -> None:
+    """Values that carry their log-ratio have no density to land on, nor to compare with one of another kind."""
+    kind = type(law).__name__
+    if one_sided:
+        msg = (
+            f"site '{name}' is a {kind} on one side only, whose log_prob is relative to its prior and not comparable "
+            f"with a density. Use {kind} in both model and guide."
+        )
+        raise ValueError(msg)
+    if kl == "stl":
+        msg = (
+            f"site '{name}': kl=\"stl\" needs the density of the guide at a fixed path, which a {kind} does not have. "
+            'Use PathELBO(kl="closed") or PathELBO(kl="full"), or SDEPath.'
+        )
+        raise ValueError(msg)
 
 
 def _named(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401

@@ -11,9 +11,8 @@ from pyro.infer.reparam.reparam import Reparam, ReparamMessage, ReparamResult
 from torch import Tensor
 from torch.distributions import Independent
 
-from ..distributions.gaussian_path import GaussianPath
+from ..distributions.base import DrivenPath
 from ..distributions.kl import SiteLaw, site_law
-from ..distributions.sde_path import SDEPath
 
 __all__ = ["PathNoiseReparam", "is_point_mass"]
 
@@ -66,7 +65,7 @@ class PathNoiseReparam(Reparam):
         first = None if given is None else given[..., 0, :]
         noise = None if given is None else law.noise_of(given)
         first = _sample_initial(name, site, law, first)
-        noise = _sample_noise(name, site, law, noise)
+        noise = _sample_noise(name, site, law, noise, first)
         # Every site broadcasts over the plates by itself; a Delta initial law may have seen fewer of them.
         first = first.expand(*torch.broadcast_shapes(first.shape[:-1], noise.shape[:-2]), first.shape[-1])
         value = _solve(law, first, noise)
@@ -78,11 +77,11 @@ class PathNoiseReparam(Reparam):
 
 def _latent_path(name: str, fn: object, is_observed: bool) -> SiteLaw:
     site = site_law(fn)
-    if site is None or not isinstance(site.law, SDEPath | GaussianPath):
+    if site is None or not isinstance(site.law, DrivenPath):
         law = type(fn).__name__ if site is None else type(site.law).__name__
         msg = (
-            f"site '{name}': PathNoiseReparam serves sites with an SDEPath or GaussianPath law, received {law}. Name "
-            "only path sites in the config of poutine.reparam."
+            f"site '{name}': PathNoiseReparam serves sites with a law that normal noise drives, such as SDEPath "
+            f"or GaussianPath, received {law}. Name only path sites in the config of poutine.reparam."
         )
         raise TypeError(msg)
     if is_observed:
@@ -94,7 +93,7 @@ def _latent_path(name: str, fn: object, is_observed: bool) -> SiteLaw:
     return site
 
 
-def _sample_initial(name: str, site: SiteLaw, law: SDEPath | GaussianPath, value: Tensor | None) -> Tensor:
+def _sample_initial(name: str, site: SiteLaw, law: DrivenPath, value: Tensor | None) -> Tensor:
     """First state ``(..., D)``, from a site of its own unless the initial law is a point."""
     if is_point_mass(law.initial):
         return law.initial.sample()
@@ -102,16 +101,16 @@ def _sample_initial(name: str, site: SiteLaw, law: SDEPath | GaussianPath, value
     return pyro.sample(f"{name}_initial", fn, obs=value, infer={"is_observed": False})
 
 
-def _sample_noise(name: str, site: SiteLaw, law: SDEPath | GaussianPath, value: Tensor | None) -> Tensor:
+def _sample_noise(name: str, site: SiteLaw, law: DrivenPath, value: Tensor | None, like: Tensor) -> Tensor:
     """Standard normal noise ``(..., K, M)``; no site if there is no step."""
-    like, shape = law.grid.times, law.noise_shape()
-    if law.grid.num_steps == 0:
+    shape = law.noise_shape()
+    if shape[-2] == 0:
         return like.new_zeros(shape)
     fn = _wrap(dist.Normal(like.new_zeros(shape), like.new_ones(())).to_event(2), site)
     return pyro.sample(f"{name}_noise", fn, obs=value, infer={"is_observed": False})
 
 
-def _solve(law: SDEPath | GaussianPath, first: Tensor, noise: Tensor) -> Tensor:
+def _solve(law: DrivenPath, first: Tensor, noise: Tensor) -> Tensor:
     """Path of the given noise; NaN where it explodes and validation is off.
 
     HMC tries parameters far outside the typical set. `pyro.infer.MCMC` switches validation off meanwhile and rejects

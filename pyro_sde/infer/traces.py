@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution
 
 from ..distributions.base import PathDistribution
+from ..distributions.markov_path import MarkovPath
 
 __all__ = ["CutValues", "PathNames", "TracePair", "matched_traces", "sampled_traces"]
 
@@ -115,6 +116,8 @@ def matched_traces(pair: TracePair, max_plate_nesting: float) -> TracePair:
 
 def _is_learned_flow(fn: object) -> bool:
     while True:
+        if isinstance(fn, MarkovPath):
+            return fn.has_learned_flow
         if isinstance(fn, TransformedDistribution):
             return any(isinstance(transform, TransformModule) for transform in fn.transforms)
         base = getattr(fn, "base_dist", None)

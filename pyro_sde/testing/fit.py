@@ -22,7 +22,7 @@ _FEWEST_INCREMENTS = 1000  # products of normals have heavier tails than their s
 def gof(law: PathDistribution, num_samples: int = 1000) -> Outcome:
     r"""Goodness of fit of the samples of a path law to its kernels.
 
-    For an `SDEPath` the increments of sampled paths are standardised,
+    For an `SDEPath` of Euler–Maruyama steps the increments of sampled paths are standardised,
     :math:`\epsilon_k = \sigma_k^+ (z_{k+1} - z_k - f_k h_k) / \sqrt{h_k}`, with one call of drift and diffusion at the
     sampled states; under the law they are independent N(0, 1) whatever the coefficients. Tested per noisy direction:
     mean, variance (:math:`\chi^2`), shape (Kolmogorov–Smirnov), mean of every step (:math:`\chi^2`), correlation with
@@ -55,7 +55,7 @@ def gof(law: PathDistribution, num_samples: int = 1000) -> Outcome:
     if num_samples < 100:
         msg = f"`num_samples` must be at least 100, received {num_samples}."
         raise ValueError(msg)
-    if not isinstance(law, SDEPath):
+    if not (isinstance(law, SDEPath) and law.solver.is_euler):
         return stein_test(law, num_samples)
     with torch.no_grad():
         path = law.sample((num_samples,)).detach()
@@ -167,7 +167,7 @@ class _Increments(NamedTuple):
 
 def _standardise(law: SDEPath, path: Tensor) -> _Increments:
     """Independent N(0, 1) coordinates of the noise; N counts samples and batch together."""
-    kernels = law.kernels(path)
+    kernels = law.euler_kernels(path)
     noise = law.noise_of(path).movedim(-2, 0)  # (K, n, *batch, M)
     lead = noise.shape[:-1]
     diffusion = kernels.diffusion

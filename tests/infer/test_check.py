@@ -20,7 +20,7 @@ from pyro.nn import PyroModule, PyroParam
 from pyro.optim import Adam
 from torch import nn
 
-from pyro_sde import PathELBO, SDEPath, TimeGrid
+from pyro_sde import CarriedPath, PathELBO, SDEPath, TimeGrid
 from pyro_sde.infer._mean_field import warn_mean_field
 from pyro_sde.infer.auto import AutoSDE
 from pyro_sde.infer.check import Finding, check
@@ -28,6 +28,7 @@ from pyro_sde.infer.reparam import PathNoiseReparam
 from pyro_sde.infer.traces import sampled_traces
 from pyro_sde.nn import ControlNet, GRUEncoder
 from pyro_sde.sde import SDE, NeuralSDE, OrnsteinUhlenbeck, UnderdampedLangevin
+from pyro_sde.solvers import SRK, DriftImplicitEuler, ReflectedEuler
 
 GRID = TimeGrid(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), max_step=0.25)
 STEPS = GRID.num_steps
@@ -570,3 +571,37 @@ def test_mixed_types():
     assert finding.kind == "dtype"
     assert "torch.float32: y" in finding.message
     assert "torch.float64: z" in finding.message
+
+
+@pytest.mark.parametrize("kind", ["carried", "without density", "implicit", "reflected"])
+def test_paths_of_every_solver_are_checked_without_false_alarm(kind):
+    prior, net = OrnsteinUhlenbeck(1.0, 0.5), torch.nn.Linear(1, 1)
+    grid, initial = TimeGrid(torch.tensor([0.0, 1.0]), max_step=0.1), dist.Normal(torch.zeros(1), 1.0).to_event(1)
+    solver = {"without density": SRK(), "implicit": DriftImplicitEuler(), "reflected": ReflectedEuler(lower=-9.0)}
+
+    def law(sde):
+        return (
+            CarriedPath(sde, initial, grid) if kind == "carried" else SDEPath(sde, initial, grid, solver=solver[kind])
+        )
+
+    def model():
+        z = pyro.sample("z", law(prior))
+        pyro.sample("y", dist.Normal(z[..., -1, :], 0.3).to_event(1), obs=torch.ones(1))
+
+    def guide():
+        pyro.module("net", net)
+        pyro.sample("z", law(prior.controlled(lambda t, z: net(z))))
+
+    assert check(model, guide) == ()
+
+
+def test_an_infinite_divergence_is_found_without_a_density():
+    grid, initial = TimeGrid(torch.tensor([0.0, 1.0]), max_step=0.1), dist.Normal(torch.zeros(1), 1.0).to_event(1)
+
+    def model():
+        pyro.sample("z", SDEPath(OrnsteinUhlenbeck(1.0, 0.5), initial, grid, solver=SRK()))
+
+    def guide():
+        pyro.sample("z", SDEPath(OrnsteinUhlenbeck(1.0, 0.7), initial, grid, solver=SRK()))
+
+    assert [finding.kind for finding in check(model, guide)] == ["infinite_kl"]

@@ -11,7 +11,7 @@ from pyro.infer.autoguide.initialization import InitMessenger, init_to_sample, i
 from pyro.optim import Adam
 from torch.distributions import MultivariateNormal
 
-from pyro_sde import GaussianPath, SDEPath, TimeGrid
+from pyro_sde import GaussianPath, MarkovPath, SDEPath, TimeGrid
 from pyro_sde.infer.reparam import PathNoiseReparam
 from pyro_sde.sde import SDE, Matern32, OrnsteinUhlenbeck, UnderdampedLangevin
 
@@ -335,3 +335,20 @@ def test_an_exact_gaussian_path_becomes_its_first_state_and_noise():
     first, noise, path = (trace.nodes[name]["value"] for name in ("z_initial", "z_noise", "z"))
     torch.testing.assert_close(path, law.solve(first, noise))
     torch.testing.assert_close(law.noise_of(path), noise, rtol=1e-3, atol=1e-3)
+
+
+def test_a_discrete_chain_is_exchanged_with_its_noise():
+    def model():
+        initial = dist.Normal(torch.zeros(1), 1.0).to_event(1)
+        z = pyro.sample("z", MarkovPath(lambda z, t, u: dist.Normal(0.5 * z, 0.8).to_event(1), initial, 4))
+        pyro.sample("y", dist.Normal(z, 0.3).to_event(2), obs=torch.ones(4, 1))
+
+    exchanged = poutine.reparam(model, {"z": PathNoiseReparam()})
+    trace = poutine.trace(exchanged).get_trace()
+    given = poutine.condition(model, {"z": trace.nodes["z"]["value"]})
+    noise, first = trace.nodes["z_noise"]["value"], trace.nodes["z_initial"]["value"]
+    total = poutine.trace(given).get_trace().log_prob_sum()
+    # the density of the path is that of its noise times the determinant 0.8^-3 of the step
+    standard = dist.Normal(0.0, 1.0).log_prob(torch.cat([first.reshape(-1), noise.reshape(-1)])).sum()
+    likelihood = trace.nodes["y"]["fn"].log_prob(torch.ones(4, 1))
+    torch.testing.assert_close(total, standard + likelihood - 3 * torch.tensor(0.8).log())
