@@ -50,7 +50,7 @@ ONLY_IMPORTERS = {
     "numba": ("pyro_sde/ops/_kalman_compiled.py", "pyro_sde/ops/scan.py", "pyro_sde/solvers/_jit.py"),
     "torchsde": ("pyro_sde/solvers/adaptive.py",),
 }
-LOADED_ON_REQUEST = ("arviz", "matplotlib", "numba")
+LOADED_ON_REQUEST = ("arviz", "matplotlib", "numba", "torchsde")
 
 MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 60

@@ -24,6 +24,14 @@ from . import synthetic as synthetic
 from .catalogue import CATALOGUE as CATALOGUE
 from .catalogue import DataSet as DataSet
 from .catalogue import load as load
+from .polyphonic import read_polyphonic as read_polyphonic
 from .series import TimeSeries as TimeSeries
 
-__all__ = ["CATALOGUE", "DataSet", "TimeSeries", "load", "synthetic"]
+__all__ = [
+    "CATALOGUE",
+    "DataSet",
+    "TimeSeries",
+    "load",
+    "read_polyphonic",
+    "synthetic",
+]

@@ -15,11 +15,38 @@ Papers: Li, Wong, Chen, Duvenaud (2020), arXiv 2001.01328; Opper (2019), Variati
 differential equations, Annalen der Physik 531; Archer et al. (2015), arXiv 1511.07367.
 """
 
+from .combiner import CombinerGuide as CombinerGuide
 from .gaussian_markov import EncodedSites as EncodedSites
 from .gaussian_markov import FreeSites as FreeSites
 from .gaussian_markov import GaussianMarkov as GaussianMarkov
 from .gaussian_markov import ObservedSites as ObservedSites
 from .gaussian_markov import PseudoObservations as PseudoObservations
+from .marginal_flow import ImportanceTimes as ImportanceTimes
+from .marginal_flow import LowDiscrepancyTimes as LowDiscrepancyTimes
+from .marginal_flow import MarginalFlow as MarginalFlow
+from .marginal_flow import MarginalPath as MarginalPath
+from .marginal_flow import StratifiedTimes as StratifiedTimes
+from .marginal_flow import TimeSampler as TimeSampler
+from .marginal_flow import UniformTimes as UniformTimes
 from .posterior_sde import PosteriorSDE as PosteriorSDE
+from .residual import ResidualGuide as ResidualGuide
+from .residual import VariationalRNNGuide as VariationalRNNGuide
 
-__all__ = ["EncodedSites", "FreeSites", "GaussianMarkov", "ObservedSites", "PosteriorSDE", "PseudoObservations"]
+__all__ = [
+    "CombinerGuide",
+    "EncodedSites",
+    "FreeSites",
+    "GaussianMarkov",
+    "ImportanceTimes",
+    "LowDiscrepancyTimes",
+    "MarginalFlow",
+    "MarginalPath",
+    "ObservedSites",
+    "PosteriorSDE",
+    "PseudoObservations",
+    "ResidualGuide",
+    "StratifiedTimes",
+    "TimeSampler",
+    "UniformTimes",
+    "VariationalRNNGuide",
+]

@@ -18,26 +18,54 @@ from .checkpoint import load as load
 from .checkpoint import save as save
 from .elbo import JitPathELBO as JitPathELBO
 from .elbo import PathELBO as PathELBO
+from .emissions import EmissionLikelihood as EmissionLikelihood
+from .emissions import PathEmission as PathEmission
+from .filtering_bound import FilteringELBO as FilteringELBO
 from .fit import FitOptions as FitOptions
 from .fit import FitResult as FitResult
 from .fit import FitStep as FitStep
 from .fit import fit as fit
+from .held_out import HeldOut as HeldOut
+from .held_out import held_out as held_out
+from .particle_filter import FilteredParticles as FilteredParticles
+from .particle_filter import particle_filter as particle_filter
+from .particle_smoother import particle_smoother as particle_smoother
+from .randomised_correction import RandomisedCorrection as RandomisedCorrection
 from .reparam import PathNoiseReparam as PathNoiseReparam
+from .simulation_free import ObservationSample as ObservationSample
+from .simulation_free import SimulationFreeELBO as SimulationFreeELBO
+from .simulation_free import TimeWindows as TimeWindows
+from .simulation_free import WindowBatch as WindowBatch
+from .simulation_free import sample_observations as sample_observations
 from .streams import minibatches as minibatches
 
 __all__ = [
     "AutoGaussianMarkov",
     "AutoSDE",
+    "EmissionLikelihood",
+    "FilteredParticles",
+    "FilteringELBO",
     "Finding",
     "FitOptions",
     "FitResult",
     "FitStep",
+    "HeldOut",
     "JitPathELBO",
+    "ObservationSample",
     "PathELBO",
+    "PathEmission",
     "PathNoiseReparam",
+    "RandomisedCorrection",
+    "SimulationFreeELBO",
+    "TimeWindows",
+    "WindowBatch",
     "check",
     "fit",
+    "held_out",
     "load",
     "minibatches",
+    "particle_filter",
+    "particle_smoother",
+    "sample_observations",
     "save",
 ]

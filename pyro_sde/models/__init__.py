@@ -15,6 +15,7 @@ To add a model: (1) a `PyroModule` in a file of its own with methods `model` and
 Papers: Li, Wong, Chen, Duvenaud (2020), arXiv 2001.01328; Rubanova, Chen, Duvenaud (2019), arXiv 1907.03907.
 """
 
+from .deep_markov_model import DeepMarkovModel as DeepMarkovModel
 from .evaluation import Evaluation as Evaluation
 from .initial import InitialNormal as InitialNormal
 from .latent_sde import LatentSDE as LatentSDE
@@ -32,6 +33,7 @@ __all__ = [
     "Architecture",
     "BernoulliLikelihood",
     "CategoricalLikelihood",
+    "DeepMarkovModel",
     "Evaluation",
     "InitialNormal",
     "LaplaceLikelihood",

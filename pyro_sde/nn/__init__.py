@@ -22,9 +22,16 @@ from .base import Encoding as Encoding
 from .base import check_observations as check_observations
 from .diffusion import DiagonalDiffusion as DiagonalDiffusion
 from .encoders import GRUEncoder as GRUEncoder
+from .gated_transition import GatedTransition as GatedTransition
+from .marginal_encoders import FreeMarginals as FreeMarginals
+from .marginal_encoders import GRUMarginals as GRUMarginals
+from .marginal_encoders import LocalMarginals as LocalMarginals
+from .marginals import Marginals as Marginals
+from .marginals import NodeMarginals as NodeMarginals
 from .mlp import MLP as MLP
 from .mlp import ControlNet as ControlNet
 from .mlp import DriftNet as DriftNet
+from .packed_rnn import PackedRNN as PackedRNN
 from .state_network import StateNetwork as StateNetwork
 
 __all__ = [
@@ -33,8 +40,15 @@ __all__ = [
     "DriftNet",
     "Encoder",
     "Encoding",
+    "FreeMarginals",
     "GRUEncoder",
+    "GRUMarginals",
+    "GatedTransition",
+    "LocalMarginals",
     "MLP",
+    "Marginals",
+    "NodeMarginals",
+    "PackedRNN",
     "StateNetwork",
     "check_observations",
 ]

@@ -17,6 +17,19 @@ Särkkä (2010); Solin and Särkkä (2014); Särkkä and Solin (2019).
 from .base import SDE as SDE
 from .base import Coefficients as Coefficients
 from .base import ControlledSDE as ControlledSDE
+from .bounded_library import CoxIngersollRoss as CoxIngersollRoss
+from .bounded_library import LogisticGrowth as LogisticGrowth
+from .bounded_library import WrightFisher as WrightFisher
+from .bounded_library import WrightFisherSimplex as WrightFisherSimplex
+from .constrained import Arcsine as Arcsine
+from .constrained import ConstrainedSDE as ConstrainedSDE
+from .constrained import Domain as Domain
+from .constrained import Interval as Interval
+from .constrained import Positive as Positive
+from .constrained import Simplex as Simplex
+from .constrained import SquareRoot as SquareRoot
+from .constrained import constrain as constrain
+from .constrained import domain_of as domain_of
 from .coregionalisation import Coregionalisation as Coregionalisation
 from .independent import BrownianMotion as BrownianMotion
 from .independent import OrnsteinUhlenbeck as OrnsteinUhlenbeck
@@ -38,30 +51,47 @@ from .oscillator import DampedOscillator as DampedOscillator
 from .oscillator import Periodic as Periodic
 from .oscillator import QuasiPeriodic as QuasiPeriodic
 from .system import LinearSystem as LinearSystem
+from .two_scale import FineSDE as FineSDE
+from .two_scale import TwoScaleSDE as TwoScaleSDE
 
 __all__ = [
+    "Arcsine",
     "BrownianMotion",
     "Coefficients",
+    "ConstrainedSDE",
     "ControlledSDE",
     "Coregionalisation",
     "Cosine",
+    "CoxIngersollRoss",
     "DampedOscillator",
+    "Domain",
     "DoubleWell",
+    "FineSDE",
     "GeometricBrownianMotion",
     "IntegratedWiener",
+    "Interval",
     "LTI",
     "LinearSDE",
     "LinearSystem",
+    "LogisticGrowth",
     "Matern12",
     "Matern32",
     "Matern52",
     "NeuralSDE",
     "OrnsteinUhlenbeck",
     "Periodic",
+    "Positive",
     "Product",
     "QuasiPeriodic",
     "SDE",
+    "Simplex",
+    "SquareRoot",
     "StochasticLorenz",
     "Sum",
+    "TwoScaleSDE",
     "UnderdampedLangevin",
+    "WrightFisher",
+    "WrightFisherSimplex",
+    "constrain",
+    "domain_of",
 ]
