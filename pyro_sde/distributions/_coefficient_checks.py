@@ -23,7 +23,6 @@ __all__ = [
     "check_rows",
     "first_argument",
     "probe",
-    "same_times",
     "tree_for",
 ]
 
@@ -156,15 +155,6 @@ def broadcast_shapes(shapes: list[tuple[str, torch.Size]]) -> torch.Size:
             "must have shape (B, 1) in a drift, diffusion or control."
         )
         raise ValueError(msg) from error
-
-
-def same_times(ours: Tensor, theirs: Tensor) -> bool:
-    """Equal to round-off, where batch dimensions broadcast."""
-    pairs = zip(reversed(ours.shape), reversed(theirs.shape), strict=False)
-    if ours.shape[-1] != theirs.shape[-1] or any(a != b and 1 not in (a, b) for a, b in pairs):
-        return False
-    round_off = 16 * torch.finfo(ours.dtype).eps * float(ours.abs().max())
-    return bool(((ours - theirs).abs() <= round_off).all())
 
 
 def first_argument(law: Distribution) -> Tensor | None:

@@ -13,7 +13,7 @@ from ..solvers._carried import CarriedBackend, CarriedProblem
 from ..solvers.noise import GivenNoise, StepNoise
 from ..solvers.reversible_adjoint import ReversibleHeunAdjoint
 from ._carried import Record, attach, record_of, same_equation
-from ._coefficient_checks import same_times
+from ._same_grid import check_same_times
 from .base import PathDistribution
 from .kernels import TransitionKernels
 from .kl import CarriesTerms, PathTerms, _check_initial_ratio, _initial_kl
@@ -229,13 +229,7 @@ class CarriedPath(PathDistribution, CarriesTerms):
 
     def check_same_grid(self, other: PathDistribution) -> None:
         """Times must agree to round-off."""
-        grid = getattr(other, "grid", None)
-        if isinstance(grid, TimeGrid) and not same_times(self.grid.times.detach(), grid.times.detach()):
-            msg = (
-                f"guide and model use different grids: guide {self.grid}, model {grid}. Build one TimeGrid and "
-                "pass it to both."
-            )
-            raise ValueError(msg)
+        check_same_times(self.grid, other)
 
     # ---------------------------------------------------------------- records
     def _name(self) -> str:

@@ -15,7 +15,6 @@ from ..ops.linear_observations import LinearObservations
 from ..sde.linear import LinearSDE
 from ..sde.system import LinearSystem
 from ._carried import check_not_carried
-from ._coefficient_checks import same_times
 from ._emissions import Emissions, NoiseLaw
 from ._gaussian_chains import (
     Dynamics,
@@ -26,6 +25,7 @@ from ._gaussian_chains import (
     keep_range,
     stationary_law,
 )
+from ._same_grid import check_same_times
 from .base import DrivenPath, PathDistribution
 from .gaussian_kernels import GaussianKernels
 from .gaussian_state import GaussianState
@@ -246,13 +246,7 @@ class GaussianPath(DrivenPath):
 
     def check_same_grid(self, other: PathDistribution) -> None:
         """Times must agree to round-off."""
-        grid = getattr(other, "grid", None)
-        if isinstance(grid, TimeGrid) and not same_times(self.grid.times.detach(), grid.times.detach()):
-            msg = (
-                f"guide and model use different grids: guide {self.grid}, model {grid}. Build one TimeGrid and pass it "
-                "to both."
-            )
-            raise ValueError(msg)
+        check_same_times(self.grid, other)
 
     # ---------------------------------------------------------------- conditioning
     def condition(

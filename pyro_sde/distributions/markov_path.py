@@ -11,11 +11,11 @@ from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from ..ops.grid import TimeGrid
 from ._coefficient_checks import broadcast_shapes
 from ._markov_checks import Transition, check_inputs, check_lengths, check_start, probe_transition
 from ._markov_loop import Advance, InContext, module_of
-from ._markov_steps import StepLayout, layout_of, moving_steps
+from ._markov_steps import StepLayout, layout_of
+from ._same_grid import check_same_lengths
 from .base import DrivenPath, PathDistribution
 from .effects import EffectRecorder
 from .markov_kernels import GaussianLaw, MarkovKernels, SampledSteps, ScoredKernels, family
@@ -323,28 +323,7 @@ class MarkovPath(DrivenPath):
     # ---------------------------------------------------------------- checks
     def check_same_grid(self, other: PathDistribution) -> None:
         """Numbers of points must agree, as a whole and series by series."""
-        if other.event_shape[0] != self.length:
-            msg = f"guide and model have paths of different lengths: {self.length} and {other.event_shape[0]} points."
-            raise ValueError(msg)
-        grid = getattr(other, "grid", None)
-        ours = self._moving()
-        lengths = getattr(other, "lengths", None)
-        theirs = None if lengths is None else moving_steps(lengths, self.num_steps)
-        if isinstance(grid, TimeGrid):
-            theirs = grid.steps > 0
-        if ours is None and theirs is None:
-            return
-        every = torch.ones(self.num_steps, dtype=torch.bool, device=(theirs if ours is None else ours).device)  # type: ignore[union-attr]
-        ours, theirs = (every if one is None else one for one in (ours, theirs))
-        if bool((ours != theirs).any()):
-            msg = (
-                "guide and model end their series at different points. Give the same `lengths` to both (an SDEPath has "
-                "them in the padding of its grid)."
-            )
-            raise ValueError(msg)
-
-    def _moving(self) -> Tensor | None:
-        return None if self.lengths is None else moving_steps(self.lengths, self.num_steps)
+        check_same_lengths(self.length, self.lengths, other)
 
     def _check_finite(self, path: Tensor) -> None:
         with torch.no_grad():

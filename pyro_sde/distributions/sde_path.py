@@ -29,9 +29,9 @@ from ._coefficient_checks import (
     check_rows,
     first_argument,
     probe,
-    same_times,
     tree_for,
 )
+from ._same_grid import check_same_times
 from .base import DrivenPath, PathDistribution, check_initial
 from .effects import EffectRecorder
 from .kernels import EulerKernels, TransitionKernels
@@ -317,16 +317,7 @@ class SDEPath(DrivenPath):
 
     def check_same_grid(self, other: PathDistribution) -> None:
         """Times must agree to round-off."""
-        grid = getattr(other, "grid", None)
-        if not isinstance(grid, TimeGrid):
-            return
-        ours, theirs = self.grid.times.detach(), grid.times.detach()
-        if not same_times(ours, theirs):
-            msg = (
-                f"guide and model use different grids: guide {self.grid}, model {grid}. Build one TimeGrid and "
-                "pass it to both."
-            )
-            raise ValueError(msg)
+        check_same_times(self.grid, other)
 
     def _check_finite(self, path: Tensor) -> None:
         with torch.no_grad():

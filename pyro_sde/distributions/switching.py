@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 
-from ..ops.grid import TimeGrid
 from ..ops.hidden_markov import HiddenMarkov
 from ._coefficient_checks import broadcast_shapes
 from ._markov_checks import Transition, check_inputs, check_lengths, check_start
 from ._markov_loop import InContext, module_of
-from ._markov_steps import DenseSteps, moving_steps
+from ._markov_steps import DenseSteps
+from ._same_grid import check_same_lengths
 from ._switching_checks import check_kinds, probe_switching
 from ._switching_kernels import SwitchingKernels
 from .base import PathDistribution
@@ -264,18 +264,4 @@ class SwitchingPath(PathDistribution):
     # ---------------------------------------------------------------- checks
     def check_same_grid(self, other: PathDistribution) -> None:
         """Numbers of points must agree, as a whole and series by series."""
-        if other.event_shape[0] != self.length:
-            msg = f"guide and model have paths of different lengths: {self.length} and {other.event_shape[0]} points."
-            raise ValueError(msg)
-        grid, lengths = getattr(other, "grid", None), getattr(other, "lengths", None)
-        ours = None if self.lengths is None else moving_steps(self.lengths, self.num_steps)
-        theirs = None if lengths is None else moving_steps(lengths, self.num_steps)
-        if isinstance(grid, TimeGrid):
-            theirs = grid.steps > 0
-        if ours is None and theirs is None:
-            return
-        every = torch.ones(self.num_steps, dtype=torch.bool, device=(theirs if ours is None else ours).device)  # type: ignore[union-attr]
-        ours, theirs = (every if one is None else one for one in (ours, theirs))
-        if bool((ours != theirs).any()):
-            msg = "guide and model end their series at different points. Give the same `lengths` to both."
-            raise ValueError(msg)
+        check_same_lengths(self.length, self.lengths, other)

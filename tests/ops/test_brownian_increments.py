@@ -268,3 +268,20 @@ def test_unions_that_do_not_fit_are_refused():
     for dim in (-1, 1, 5):
         with pytest.raises(ValueError, match=r"`dim` must be an axis of W \(6, 2\) other than the last"):
             coarsen(record, 2, dim)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=["float32", "float64"])
+def test_wiener_increments_of_padded_steps_are_zero_with_zero_gradient(dtype):
+    steps = torch.tensor([0.5, 0.0, 1e-30, 0.0], dtype=dtype).reshape(4, 1, 1).requires_grad_()
+    normal = torch.randn(4, 3, 2, dtype=dtype, requires_grad=True)
+    increments = wiener_increments(steps, normal)
+    torch.testing.assert_close(increments, normal * steps.sqrt())
+    increments.sum().backward()
+    padded = torch.tensor([False, True, False, True])
+    assert (increments[padded] == 0).all()
+    assert (increments[~padded] != 0).all()
+    assert (steps.grad[padded] == 0).all()
+    assert torch.isfinite(steps.grad).all()
+    assert (steps.grad[~padded] != 0).all()
+    assert (normal.grad[padded] == 0).all()
+    assert torch.isfinite(normal.grad).all()

@@ -70,3 +70,13 @@ def test_a_field_gives_total_drift_and_diffusion():
 
 def test_a_solver_shows_its_options():
     assert repr(EulerMaruyama()) == "EulerMaruyama()"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_an_euler_step_of_zero_length_without_noise_stays(dtype):
+    sde = SDE(lambda t, z: z**3, lambda t, z: z)
+    z = torch.randn(5, 3, dtype=dtype)
+    increments = BrownianIncrements(torch.zeros(1, dtype=dtype), torch.zeros_like(z), None, None)
+    after, _ = EulerMaruyama().step(Field(sde, (None,)), z, Step(torch.zeros(1, dtype=dtype), increments, (None,)), ())
+    assert torch.equal(after, z)
+    assert after.dtype == dtype

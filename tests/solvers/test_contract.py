@@ -49,6 +49,7 @@ def problem(solver, noise, grid=GRID, left=(), seed=0):
 
 def test_a_batch_of_padded_grids_equals_single_solves(solver_row):
     solver = solver_row.solver
+    options = dict(vars(solver))
     for noise in noises(solver):
         sde, initial, normal = problem(solver, noise, left=(2,))
         path = integrate(solver, sde, GRID, initial, normal, (None,))
@@ -60,6 +61,7 @@ def test_a_batch_of_padded_grids_equals_single_solves(solver_row):
             alone = integrate(solver, sde, single, initial[:, b], normal[:count, :, b], (None,))
             assert_close(path[:, b, : count + 1], alone, rtol=1e-11, atol=1e-11)
             assert (path[:, b, count:] == path[:, b, count : count + 1]).all()
+    assert vars(solver) == options, "a solver keeps no state"
 
 
 def test_float32_agrees_with_float64(solver_row):
