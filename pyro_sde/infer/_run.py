@@ -19,7 +19,7 @@ from .checkpoint import load, save
 from .elbo import PathELBO
 from .streams import seeded
 
-__all__ = ["Run"]
+__all__ = ["Average", "Run"]
 
 
 class Run:
@@ -102,20 +102,36 @@ class Run:
             for name, value in own.items():
                 value.copy_(tensors[name])
 
-    def state(self, progress: dict[str, Any]) -> dict[str, Any]:
-        """All that the run needs to go on: parameters, optimiser, seed and what `fit` remembers."""
-        return {"seed": self.seed, "tensors": self.snapshot(), "optimiser": self.optimiser.state_dict(), **progress}
+    @contextmanager
+    def at(self, average: Average | None) -> Iterator[None]:
+        """The parameters of an average for a while; nothing happens without one."""
+        if average is None:
+            yield
+            return
+        own = self.snapshot()
+        self.restore({**own, **average.tensors})
+        try:
+            yield
+        finally:
+            buffers = dict(self._buffers())  # what the validation did to them stays, as it does without an average
+            self.restore({**own, **buffers})
+
+    def state(self, progress: dict[str, Any], average: Average | None = None) -> dict[str, Any]:
+        """All that the run needs to go on: parameters, their average, optimiser, seed and what `fit` remembers."""
+        averaged = {} if average is None else {"average": average.tensors}
+        own = {"seed": self.seed, "tensors": self.snapshot(), "optimiser": self.optimiser.state_dict()}
+        return {**own, **averaged, **progress}
 
     def save(self, path: str | Path, state: dict[str, Any]) -> None:
         """Write a state, and the modules as they are now for users of `pyro_sde.infer.load`."""
         with pyro.get_param_store().scope():  # the state holds the parameters of the store already
             save(path, model=self.model, guide=self.guide, extra=state)
 
-    def load(self, path: str | Path) -> dict[str, Any]:
+    def load(self, path: str | Path, average: Average | None = None) -> dict[str, Any]:
         """Go back to the state in a file, and return it.
 
         Raises:
-            ValueError: if the file is of another seed, model or guide.
+            ValueError: if the file is of another seed, model or guide, or has no average where one is kept.
         """
         with pyro.get_param_store().scope():
             state = load(path, strict=False)
@@ -125,12 +141,25 @@ class Run:
         if state["seed"] != self.seed:
             msg = f"`checkpoint` is of a run with seed {state['seed']}, this one has seed {self.seed}."
             raise ValueError(msg)
+        if ("average" in state) is not (average is not None):
+            what = "with" if "average" in state else "without"
+            msg = f"`checkpoint` is of a run {what} `average`; resume it as it began."
+            raise ValueError(msg)
+        missing = sorted({"optimiser", "losses", "validations", "best"} - state.keys())
+        if missing:
+            msg = f"`checkpoint` has no entry '{missing[0]}', so the run cannot go on. Name another file."
+            raise ValueError(msg)
         self.restore(state["tensors"])
         self.optimiser.load_state_dict(state["optimiser"])
+        if average is not None:
+            average.tensors = state["average"]
         return state
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.parameters.items()
+        yield from self._buffers()
+
+    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
         for name, module in self.modules.items():
             yield from ((f"buffer of {name}: {key}", buffer) for key, buffer in module.named_buffers())
 
@@ -156,6 +185,21 @@ class Run:
                         "with pyro.get_param_store().scope(): ..."
                     )
                     raise ValueError(msg)
+
+
+class Average:
+    """Moving average of the parameters of a run; `fit` has the formula."""
+
+    def __init__(self, decay: float, run: Run) -> None:
+        self.decay = decay
+        self.tensors = {name: value.detach().clone() for name, value in run.parameters.items()}
+
+    def update(self, run: Run, step: int) -> None:
+        """Take the parameters after a step, counted from 1, into the average."""
+        decay = min(self.decay, step / (step + 9))
+        with torch.no_grad():
+            for name, value in run.parameters.items():
+                self.tensors[name].lerp_(value.detach(), 1 - decay)
 
 
 def _trainable(trace: Trace) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@ r"""The training loop: any model and guide, a progress bar, early stopping, and 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -14,7 +15,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 from tqdm import tqdm
 
-from ._run import Run
+from ._run import Average, Run
 from .elbo import JitPathELBO, PathELBO
 
 __all__ = ["FitOptions", "FitResult", "FitStep", "fit"]
@@ -62,12 +63,18 @@ class FitResult(NamedTuple):
 
 @dataclass(frozen=True)
 class FitOptions:
-    """The finer settings of `fit`.
+    r"""The finer settings of `fit`.
 
     Attributes:
         elbo: loss; a `PathELBO` with its defaults if None.
         kl_warmup: steps over which the weight of the divergence rises linearly to that of `elbo`; 0 for none.
+        kl_start: weight that the rise begins at, as a part of the full one, ``0 <= kl_start <= 1``. A divergence that
+            costs almost nothing lets the guide's noise vanish, and the first losses can be huge; 0.2 avoids that.
         decay: factor that the learning rate has fallen by at the last step, exponentially, ``0 < decay <= 1``.
+        average: decay :math:`\rho` of a moving average of the (unconstrained) parameters, ``0 < average < 1``; None for
+            none. After step n, :math:`\bar\theta_n = \rho_n \bar\theta_{n-1} + (1 - \rho_n) \theta_n` with
+            :math:`\rho_n = \min(\rho, n / (n + 9))`, so the start is forgotten. Validations and the trained model are
+            those of the average; buffers are not averaged (Polyak, Juditsky 1992, doi 10.1137/0330046).
         clip: largest norm of the gradient of all parameters together; longer ones are shortened. None for no limit.
         validate_every: steps between validations.
         patience: stop after so many validations in a row without a new best one; None to never stop early.
@@ -80,7 +87,9 @@ class FitOptions:
 
     elbo: ELBO | None = None
     kl_warmup: int = 0
+    kl_start: float = 0.0
     decay: float = 0.1
+    average: float | None = None
     clip: float | None = 10.0
     validate_every: int = 50
     patience: int | None = None
@@ -99,6 +108,15 @@ class FitOptions:
         if self.kl_warmup < 0:
             msg = f"`kl_warmup` must be a number of steps >= 0, received {self.kl_warmup}."
             raise ValueError(msg)
+        if not 0 <= self.kl_start <= 1:
+            msg = f"`kl_start` must be a part of the full weight in [0, 1], received {self.kl_start}."
+            raise ValueError(msg)
+        if self.kl_start and not self.kl_warmup:
+            msg = "`kl_start` is where a warm-up begins; give `kl_warmup`, its number of steps, too."
+            raise ValueError(msg)
+        if self.average is not None and not 0 < self.average < 1:
+            msg = f"`average` must be a decay in (0, 1), such as 0.998, or None; received {self.average}."
+            raise ValueError(msg)
         if not 0 < self.decay <= 1:
             msg = f"`decay` must satisfy 0 < decay <= 1, received {self.decay}."
             raise ValueError(msg)
@@ -112,6 +130,11 @@ class FitOptions:
         if self.kl_warmup and (not isinstance(self.elbo or PathELBO(), PathELBO) or isinstance(self.elbo, JitPathELBO)):
             msg = f"`kl_warmup` needs a PathELBO, whose weight can change; received {type(self.elbo).__name__}."
             raise ValueError(msg)
+
+    def kl_weight(self, step: int) -> float:
+        """Part of the full weight of the divergence in a step, counted from 1."""
+        risen = min(1.0, step / self.kl_warmup) if self.kl_warmup else 1.0
+        return self.kl_start + (1 - self.kl_start) * risen
 
 
 class _Progress(NamedTuple):
@@ -182,8 +205,8 @@ def fit(
         1.0
     """
     options = options or FitOptions()
-    if steps < 1 or not learning_rate > 0:
-        msg = f"`steps` must be >= 1 and `learning_rate` > 0, received {steps} and {learning_rate}."
+    if steps != int(steps) or steps < 1 or not 0 < learning_rate < math.inf:
+        msg = f"`steps` must be >= 1 and `learning_rate` > 0 and finite, received {steps} and {learning_rate}."
         raise ValueError(msg)
     if not callable(batches) and len(batches) == 0:
         msg = "`batches` is empty; give at least one tuple of arguments."
@@ -191,30 +214,36 @@ def fit(
     started = time.perf_counter()
     batch = batches if callable(batches) else _cycle(batches)
     run = Run(model, guide, copy(options.elbo) if options.elbo else PathELBO(), seed, batch(0))
-    state, best = _resume(run, options)
+    average = None if options.average is None else Average(options.average, run)
+    state, best = _resume(run, options, average)
     stop = False
     with tqdm(total=steps, initial=len(state.losses), disable=not options.progress, desc="fit", unit="step") as bar:
         while len(state.losses) < steps and not (stop or state.is_stuck(options.patience)):
             done = len(state.losses)
-            weight = min(1.0, (done + 1) / options.kl_warmup) if options.kl_warmup else 1.0
+            weight = options.kl_weight(done + 1)
             rate = learning_rate * options.decay ** (done / max(steps - 1, 1))
             loss = run.step(done, batch(done), rate, weight, options.clip)
             state.losses.append(loss)
             done, score = done + 1, None
+            if average is not None:
+                average.update(run, done)
             if validation is not None and (done % options.validate_every == 0 or done == steps):
-                score = run.validate(done, validation)
-                state.validations.append((done, score))
-                if state.best_step == done:
-                    best = run.snapshot()
+                with run.at(average):
+                    score = run.validate(done, validation)
+                    state.validations.append((done, score))
+                    if state.best_step == done:
+                        best = run.snapshot()
             if options.checkpoint is not None and done % options.checkpoint_every == 0:
-                run.save(options.checkpoint, run.state({**state._asdict(), "best": best}))
+                run.save(options.checkpoint, run.state({**state._asdict(), "best": best}, average))
             if options.callback is not None:
                 stop = options.callback(FitStep(done, loss, weight * run.kl_weight, rate, score)) is True
             bar.set_postfix_str(_postfix(state), refresh=False)
             bar.update()
-    final = run.state({**state._asdict(), "best": best})
+    final = run.state({**state._asdict(), "best": best}, average)
     if best is not None:
         run.restore(best)
+    elif average is not None:
+        run.restore({**run.snapshot(), **average.tensors})
     if options.checkpoint is not None:
         run.save(options.checkpoint, final)
     seconds = time.perf_counter() - started
@@ -225,10 +254,10 @@ def _cycle(batches: Sequence[tuple[Any, ...]]) -> Callable[[int], tuple[Any, ...
     return lambda step: batches[step % len(batches)]
 
 
-def _resume(run: Run, options: FitOptions) -> tuple[_Progress, dict[str, Tensor] | None]:
+def _resume(run: Run, options: FitOptions, average: Average | None) -> tuple[_Progress, dict[str, Tensor] | None]:
     if not options.resume or options.checkpoint is None or not Path(options.checkpoint).exists():
         return _Progress([], []), None
-    extra = run.load(options.checkpoint)
+    extra = run.load(options.checkpoint, average)
     return _Progress(extra["losses"], [tuple(pair) for pair in extra["validations"]]), extra["best"]
 
 

@@ -199,6 +199,48 @@ def test_the_warm_up_reaches_the_loss():
     assert full.losses[0] - cold.losses[0] == pytest.approx(4.5 * 0.999, abs=1e-9)
 
 
+def test_the_warm_up_starts_where_it_is_told():
+    weights = []
+    run(steps=6, kl_warmup=4, kl_start=0.2, callback=lambda step: weights.append(step.kl_weight))
+    assert weights == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0, 1.0])
+    _, cold = run(pushed(), steps=1, kl_warmup=1000, kl_start=0.2, elbo=PathELBO("closed"))
+    _, full = run(pushed(), steps=1, elbo=PathELBO("closed"))
+    assert full.losses[0] - cold.losses[0] == pytest.approx(4.5 * 0.8 * 0.999, abs=1e-9)
+
+
+def moving_average(decay, start, passed):
+    average = start
+    for n, values in enumerate(passed, 1):
+        rho = min(decay, n / (n + 9))
+        average = rho * average + (1 - rho) * values
+    return average
+
+
+def test_the_trained_model_is_the_moving_average_of_the_parameters():
+    pair, start, passed = Pair(), parameters(Pair()), []
+    run(pair, steps=30, average=0.6, callback=lambda step: passed.append(parameters(pair).clone()))
+    assert (parameters(pair) - moving_average(0.6, start, passed)).abs().max() < 1e-12
+    assert (parameters(pair) - passed[-1]).abs().max() > 1e-3
+    plain, _ = run(steps=30)
+    assert torch.equal(passed[-1], parameters(plain))  # training itself does not feel the average
+
+
+def test_validations_are_of_the_average_and_leave_training_alone():
+    pair, start, passed = Pair(), parameters(Pair()), []
+    _, result = run(
+        pair,
+        steps=12,
+        average=0.9,
+        validation=(Y,),
+        validate_every=5,
+        callback=lambda step: passed.append(parameters(pair).clone()),
+    )
+    plain, _ = run(steps=12)
+    assert torch.equal(passed[-1], parameters(plain))
+    kept = moving_average(0.9, start, passed[: result.best_step])
+    assert (parameters(pair) - kept).abs().max() < 1e-12
+
+
 def test_the_learning_rate_falls_by_the_decay_over_the_run():
     rates = []
     run(steps=3, decay=0.01, callback=lambda step: rates.append(step.learning_rate))
@@ -322,9 +364,16 @@ def stop_at(number):
     return callback
 
 
-@pytest.mark.parametrize("killed_at", [10, 25, 27])
-def test_a_resumed_run_equals_one_that_was_never_interrupted(tmp_path, killed_at):
-    options = {"validation": (Y + 0.5,), "validate_every": 4, "kl_warmup": 12, "steps": 40, "seed": 3}
+@pytest.mark.parametrize(("killed_at", "average"), [(10, None), (25, None), (27, None), (27, 0.9)])
+def test_a_resumed_run_equals_one_that_was_never_interrupted(tmp_path, killed_at, average):
+    options = {
+        "average": average,
+        "validation": (Y + 0.5,),
+        "validate_every": 4,
+        "kl_warmup": 12,
+        "steps": 40,
+        "seed": 3,
+    }
     whole, expected = run(batches=[(Y,), (Y[:2],), (Y[2:],)], **options)
     path = tmp_path / "run.pt"
     with pytest.raises(StopError):
@@ -402,6 +451,14 @@ def test_a_checkpoint_of_another_seed_model_or_maker_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match="`checkpoint` is of another model or guide: 'buffer of guide: calls'"):
         fit(model, lambda y: None, [(Y,)], options=quiet(checkpoint=path, resume=True))
+    run(steps=2, checkpoint=path, average=0.9)
+    fresh = Pair()
+    with pytest.raises(ValueError, match="`checkpoint` is of a run with `average`; resume it as it began"):
+        run(fresh, steps=4, checkpoint=path, resume=True)
+    assert torch.equal(parameters(fresh), parameters(Pair()))  # what is refused changes nothing
+    run(steps=2, checkpoint=path)
+    with pytest.raises(ValueError, match="`checkpoint` is of a run without `average`; resume it"):
+        run(steps=4, checkpoint=path, resume=True, average=0.9)
     save(path, model=nn.Linear(1, 1))
     with pytest.raises(ValueError, match="`checkpoint` was not written by `fit`"):
         run(steps=2, checkpoint=path, resume=True)
@@ -411,10 +468,14 @@ def test_a_checkpoint_of_another_seed_model_or_maker_is_refused(tmp_path):
 
 
 def test_arguments_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="`steps` must be >= 1 and `learning_rate` > 0, received 0"):
+    with pytest.raises(ValueError, match="`steps` must be >= 1 and `learning_rate` > 0 and finite, received 0"):
         run(steps=0)
     with pytest.raises(ValueError, match="received 5 and nan"):
         fit(Pair().model, Pair().guide, [(Y,)], steps=5, learning_rate=math.nan)
+    with pytest.raises(ValueError, match="received 1.5 and"):
+        run(steps=1.5)
+    with pytest.raises(ValueError, match="received 5 and inf"):
+        fit(Pair().model, Pair().guide, [(Y,)], steps=5, learning_rate=math.inf)
     with pytest.raises(ValueError, match="`batches` is empty"):
         run(batches=())
 
@@ -426,6 +487,10 @@ def test_arguments_out_of_range_are_refused():
         ({"checkpoint_every": 0}, "`checkpoint_every` must be at least 1"),
         ({"patience": 0}, "`patience` must be at least 1"),
         ({"kl_warmup": -1}, "`kl_warmup` must be a number of steps >= 0, received -1"),
+        ({"kl_start": 1.5, "kl_warmup": 2}, r"`kl_start` must be a part of the full weight in \[0, 1\], received 1.5"),
+        ({"kl_start": 0.2}, "`kl_start` is where a warm-up begins; give `kl_warmup`"),
+        ({"average": 1.0}, r"`average` must be a decay in \(0, 1\).*received 1.0"),
+        ({"average": 0.0}, "`average` must be a decay"),
         ({"decay": 0.0}, "`decay` must satisfy 0 < decay <= 1, received 0"),
         ({"decay": 1.1}, "`decay` must satisfy"),
         ({"clip": 0.0}, "`clip` must be a positive number or None, received 0"),
