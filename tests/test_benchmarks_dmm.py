@@ -49,13 +49,6 @@ def test_every_row_trains_scores_and_goes_on(rolls, tmp_path, capsys, monkeypatc
     assert "epoch 1" not in shown
 
 
-def test_annealing_starts_at_a_fifth():
-    bound = jsb.Annealed("closed")
-    assert bound.kl_weight == 1
-    bound.kl_weight = 0.0
-    assert bound.kl_weight == pytest.approx(0.2)
-
-
 def test_linear_row_is_a_linear_chain():
     prior = jsb.LinearPrior(2)
     z = torch.randn(3, 2)
