@@ -19,7 +19,7 @@ class Move(NamedTuple):
     """A step of all particles: where they are, what their solver carries, and the density of the step if asked."""
 
     state: Tensor
-    carried: State
+    carried: State | None
     log_density: Tensor | None
 
 
@@ -49,8 +49,11 @@ class Stepper(ABC):
         return self.law.initial.log_prob(z)
 
     @abstractmethod
-    def advance(self, k: int, z: Tensor, carried: State, *, scored: bool) -> Move:
-        """Draw the states at point k + 1 given those at point k, with their log-density if `scored`."""
+    def advance(self, k: int, z: Tensor, carried: State | None, *, scored: bool) -> Move:
+        """Draw the states at point k + 1 given those at point k, with their log-density if `scored`.
+
+        `carried` is what the step before has returned; None at the first one, wherever on the grid that is.
+        """
 
     @abstractmethod
     def log_density(self, k: int, z: Tensor, following: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class _SDEStepper(Stepper):
         self._roots = torch.where(self._steps > 0, self._steps, torch.ones_like(self._steps)).sqrt() * (self._steps > 0)
         self._padded = not bool((self._steps > 0).all())
 
-    def advance(self, k: int, z: Tensor, carried: State, *, scored: bool) -> Move:
+    def advance(self, k: int, z: Tensor, carried: State | None, *, scored: bool) -> Move:
         normal = torch.randn((*z.shape[:-1], self._width), dtype=z.dtype, device=z.device)
         if self._field is not None:
             following, carried = self._solver_step(self._field, k, z, normal, carried)
@@ -93,13 +93,15 @@ class _SDEStepper(Stepper):
             return Move(following, (), None)
         return Move(following, (), self._kernels(k, z, following, coefficients).log_prob()[0])
 
-    def _solver_step(self, field: Field, k: int, z: Tensor, normal: Tensor, carried: State) -> tuple[Tensor, State]:
+    def _solver_step(
+        self, field: Field, k: int, z: Tensor, normal: Tensor, carried: State | None
+    ) -> tuple[Tensor, State]:
         dt = self._steps[k]
         moving = dt > 0
         safe = torch.where(moving, dt, torch.ones_like(dt))  # a solver never sees a step of size 0
         with self.law.effects:
-            if k == 0:
-                carried = self._solver.start(field, self._times[0], z, self._field_rows[0])
+            if carried is None:
+                carried = self._solver.start(field, self._times[k], z, self._field_rows[k])
             increments = brownian_increments(safe, normal, self._solver.levy)
             following, new = self._solver.step(field, z, Step(self._times[k], increments, self._field_rows[k]), carried)
         if not self._padded:
@@ -153,7 +155,7 @@ class _GaussianStepper(Stepper):
         self._shifts = self._offset.to(dtype)
         self._factors = psd_factor(self._covariance).to(dtype)
 
-    def advance(self, k: int, z: Tensor, carried: State, *, scored: bool) -> Move:
+    def advance(self, k: int, z: Tensor, carried: State | None, *, scored: bool) -> Move:
         following = _apply(self._matrices[k], z) + _apply(self._factors[k], torch.randn_like(z)) + self._shifts[k]
         return Move(following, carried, self.log_density(k, z, following) if scored else None)
 
@@ -176,7 +178,7 @@ class _GaussianStepper(Stepper):
 class _MarkovStepper(Stepper):
     law: MarkovPath
 
-    def advance(self, k: int, z: Tensor, carried: State, *, scored: bool) -> Move:
+    def advance(self, k: int, z: Tensor, carried: State | None, *, scored: bool) -> Move:
         law = self._law(k, z)
         leading = z.shape[: z.dim() - len(self.tail)]
         if law.batch_shape != leading:  # what does not depend on the state must still be drawn for every particle

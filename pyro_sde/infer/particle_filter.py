@@ -175,7 +175,7 @@ class _Run:
             )
         if options.score and not target.law.initial.has_rsample:
             self.log_weights = self.log_weights + _surrogate(proposal.first_log_density(self.state))
-        self.carried: tuple[Tensor, ...] = ()
+        self.carried: tuple[Tensor, ...] | None = None
         self.increments: list[tuple[Tensor, Tensor]] = []
         self.places: list[tuple[int | Tensor, Tensor | None]] = []
         self.history: list[tuple[Tensor, Tensor]] = []
@@ -252,7 +252,7 @@ class _Run:
             fresh = fresh + _surrogate(take(self.log_weights, ancestors))
         self.log_weights = fresh if everywhere else torch.where(need, fresh, self.log_weights)
         self.state = take(self.state, ancestors)
-        self.carried = tuple(take(part, ancestors) for part in self.carried)
+        self.carried = None if self.carried is None else tuple(take(part, ancestors) for part in self.carried)
         return ancestors
 
     def _move(self, k: int) -> None:

@@ -25,11 +25,15 @@ from ..nn.mlp import MLP
 from ..priors.deep_markov import DeepMarkovPrior
 from .alignment import Data, as_series
 from .likelihoods import Likelihood, make_likelihood
+from .prediction import PathSamples, blocks
+from .predictor import PathPredictor
+from .step_prediction import StepParts, continue_steps, step_positions
 from .training import split_off
 
 __all__ = ["DeepMarkovModel", "SequenceBatch"]
 
 _BLOCK = 2**22  # decoder outputs in memory at a time while scoring
+_ENTRIES = 2**10  # values of a series that count as one row of a block while predicting
 
 
 class SequenceBatch(NamedTuple):
@@ -59,7 +63,7 @@ class SequenceBatch(NamedTuple):
         return SequenceBatch(self.values[index, :longest], lengths, self.mask[index, :longest])
 
 
-class DeepMarkovModel(PyroModule):
+class DeepMarkovModel(PathPredictor, PyroModule):
     r"""Deep Markov model: a series is a noisy view of a Markov chain with a learned non-linear transition.
 
     .. math:: z_1 \sim p(\cdot \mid s), \qquad z_t \sim p(\cdot \mid z_{t-1}), \qquad
@@ -68,7 +72,8 @@ class DeepMarkovModel(PyroModule):
     Prior and guide are modules of their own and may be replaced: `DeepMarkovPrior` with a `CombinerGuide` is the deep
     Markov model, `StochasticRNNPrior` with a `ResidualGuide` the stochastic recurrent network, `VariationalRNNPrior`
     with a `VariationalRNNGuide` the variational one. `model` and `guide` are plain Pyro functions with one path site
-    "z" and one observed site "y" in the plate "series", and `fit` and `evaluate` are sugar, as for `LatentSDE`.
+    "z" and one observed site "y" in the plate "series"; `fit`, `evaluate`, `smooth`, `forecast` and `impute` are sugar,
+    as for `LatentSDE`.
 
     Series are steps, whatever the times between them; they may have different lengths and missing entries. Cost: the
     chain of the guide is sampled step by step, in which only series that go on take part; transition, emission and
@@ -101,6 +106,8 @@ class DeepMarkovModel(PyroModule):
         >>> result = model.fit(series, steps=3, options=FitOptions(progress=False))
         >>> sorted(model.evaluate(series, num_samples=5, seed=0).losses)
         ['bound', 'importance, 5 samples']
+        >>> model.forecast(series, series.times[:, -1:] + 10 / 9, num_samples=7).y.shape
+        torch.Size([7, 8, 1, 1])
     """
 
     def __init__(
@@ -278,6 +285,39 @@ class DeepMarkovModel(PyroModule):
             likelihood = torch.where(batch.mask, terms, terms.new_zeros(())).sum((-2, -1))
             parts.append(likelihood + p.log_prob(z) - q.log_prob(z))
         return torch.cat(parts)
+
+    # ------------------------------------------------------------------------------------------------------ prediction
+    def record(self, data: Data) -> TimeSeries:
+        """The data as a record in the dtype and on the device of the model."""
+        return as_series(data, self._like)
+
+    def draw(self, series: TimeSeries, queries: Tensor, num_samples: int) -> PathSamples:
+        """Paths at the steps that have the times ``(B, Q)``: the guide up to the last observation, then the prior.
+
+        Times are those of the record, whose columns are the steps; later steps need columns that are equally spaced.
+        A prior that reads past observations is fed those that it draws, at the cost of one run over all steps before
+        for each step ahead; without that a step ahead is one call of the transition. What is missing inside a series
+        it reads as 0, as in training.
+
+        Raises:
+            ValueError: if a time is not that of a step.
+            TypeError: if the law of the prior cannot be continued.
+        """
+        positions, batch, training = step_positions(series, queries), SequenceBatch.of(series), self.training
+        self.eval()
+        try:
+            with pyro.get_param_store().scope():
+                batch = self._checked(*batch)
+                law = self._posterior_law(batch)
+                parts = StepParts(self.prior, self.emission, self.likelihood)
+                rows = max(1, len(series) * batch.values[0].numel() // _ENTRIES)
+                drawn = [
+                    continue_steps(parts, law.sample(torch.Size([n])), batch.values, batch.lengths, queries, positions)
+                    for n in blocks(num_samples, rows)
+                ]
+        finally:
+            self.train(training)
+        return PathSamples(queries, *(torch.cat(tensors) for tensors in list(zip(*drawn, strict=True))[1:]))
 
     # ---------------------------------------------------------------------------------------------------------- inside
     @property

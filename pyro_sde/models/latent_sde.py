@@ -17,28 +17,29 @@ from ..infer.streams import seeded
 from ..nn.base import check_observations
 from ..ops.grid import TimeGrid
 from ..sde.base import SDE
-from .alignment import Data, as_series, check_not_before, last_times, query_times
+from .alignment import Data, as_series, query_times
 from .evaluation import Evaluation, evaluate, evidence_bound, log_likelihood
 from .initial import InitialNormal
 from .likelihoods import LaplaceLikelihood, Likelihood, NormalLikelihood, make_likelihood
 from .parts import Architecture, Parts
 from .prediction import PathSamples, observe, posterior_states, prior_states
+from .predictor import PathPredictor
 from .training import fit_series, split_off, warn_unless_standardised
 
 __all__ = ["LatentSDE"]
 
 
-class LatentSDE(PyroModule):
+class LatentSDE(PathPredictor, PyroModule):
     r"""Latent SDE: a series is a noisy view of a path that follows a learned SDE.
 
     .. math::
         z_0 \sim N(m, s^2), \qquad dz = f(z)\,dt + \sigma\,dW, \qquad y_i \sim p(y \mid \mathrm{decoder}(z_{t_i}))
 
-    The guide is a `PosteriorSDE`. `model` and `guide` are plain Pyro functions with one path site "z" and one observed
-    site "y" in the plate "series", so `pyro.infer.SVI`, `RenyiELBO`, `Predictive` and handlers apply; `fit`,
-    `posterior`, `forecast` and the other methods are sugar. Times may be irregular, differ between series, and have
-    gaps; entries that are not observed have no influence. Every part is an ordinary module, kept as the attribute
-    `prior`, `initial`, `posterior_sde`, `decoder` or `likelihood`, and may be replaced.
+    The guide is a `PosteriorSDE`. `model` and `guide` are plain Pyro functions with one path site "z" and one
+    observed site "y" in the plate "series", so `pyro.infer.SVI`, `RenyiELBO`, `Predictive` and handlers apply; `fit`,
+    `posterior`, `forecast`, `impute` and the other methods are sugar. Times may be irregular, differ between series,
+    and have gaps; entries that are not observed have no influence. Every part is an ordinary module, kept as the
+    attribute `prior`, `initial`, `posterior_sde`, `decoder` or `likelihood`, and may be replaced.
 
     Prepare the data: values of each channel with mean 0 and deviation 1 (`TimeSeries.standardise`; counts and classes
     stay as they are), and time in a unit in which the series changes noticeably over one unit. Networks start with
@@ -191,8 +192,8 @@ class LatentSDE(PyroModule):
     ) -> PathSamples:
         """Paths given series, at any times from the start of each series on.
 
-        The paths live on a solver grid that contains these times, so nothing is interpolated. Beyond the last
-        observation they follow the prior dynamics, as in `forecast`.
+        The paths live on a solver grid that contains these times, so nothing is interpolated. Up to the last
+        observation this is `smooth`, beyond it `forecast`.
 
         Args:
             data: B series, as in `fit`.
@@ -206,34 +207,22 @@ class LatentSDE(PyroModule):
         Raises:
             ValueError: if a time lies before the first one of its series, where the model says nothing.
         """
-        series = as_series(data, self._like)
+        series = self.record(data)
         queries = series.times if times is None else query_times(times, self._like, len(series))
-        check_not_before(queries, series.times[:, :1], "the first time")
-        return self._draw(series, queries, num_samples, seed)
+        return self._query(series, queries, num_samples, seed)
 
-    def forecast(self, data: Data, times: Tensor, *, num_samples: int = 100, seed: int | None = None) -> PathSamples:
-        """Paths after the last observation of each series.
+    def record(self, data: Data) -> TimeSeries:
+        """The data as a record in the dtype and on the device of the model."""
+        return as_series(data, self._like)
 
-        The posterior SDE runs to the last observation; from its end the prior dynamics run on, with no control. A
-        `GRUEncoder` marks the steps after the last observation by a context of zeros, but what a control network makes
-        of such a context is left to chance; with no observation ahead the exact posterior is the prior dynamics.
+    def draw(self, series: TimeSeries, queries: Tensor, num_samples: int) -> PathSamples:
+        """Paths at queries ``(B, Q)``: the posterior SDE up to the last observation, then the prior dynamics.
 
-        Args:
-            data: B series, as in `fit`.
-            times: ``(Q,)`` or ``(B, Q)``, not before the last observation, any order, repeats allowed.
-            num_samples: number of draws.
-            seed: same seed, same draws; torch's global state if None.
-
-        Returns:
-            As `posterior`.
-
-        Raises:
-            ValueError: if a time lies before the last observation of its series; `posterior` takes such times.
+        A `GRUEncoder` marks the steps after the last observation by a context of zeros, but what a control network
+        makes of such a context is left to chance; with no observation ahead the exact posterior is the prior dynamics.
         """
-        series = as_series(data, self._like)
-        queries = query_times(times, self._like, len(series))
-        check_not_before(queries, last_times(series), "the last observation")
-        return self._draw(series, queries, num_samples, seed)
+        with pyro.get_param_store().scope():
+            return observe(self.parts, queries, posterior_states(self.parts, series, queries, num_samples))
 
     def sample_prior(
         self, times: Tensor, *, num_samples: int = 100, start: float | None = None, seed: int | None = None
@@ -332,10 +321,6 @@ class LatentSDE(PyroModule):
 
     def _targets(self, series: TimeSeries, targets: Data | None) -> TimeSeries:
         return series if targets is None else as_series(targets, self._like)
-
-    def _draw(self, series: TimeSeries, queries: Tensor, num_samples: int, seed: int | None) -> PathSamples:
-        with _sampling(seed):
-            return observe(self.parts, queries, posterior_states(self.parts, series, queries, num_samples))
 
     def _check_store(self) -> None:
         """Pyro would use the parameters of another module of the same name for training, and not say so."""
