@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -9,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro.infer import MCMC
 from torch import Tensor
 
-__all__ = ["from_mcmc", "load_netcdf", "save_netcdf", "to_inference_data"]
+__all__ = ["load_netcdf", "pareto_smooth", "save_netcdf", "to_inference_data"]
 
 _SAMPLED = ("posterior", "posterior_predictive", "log_likelihood", "sample_stats", "prior", "prior_predictive")
 _FIXED = ("observed_data", "constant_data")
@@ -30,7 +30,7 @@ def to_inference_data(
     paths: Sequence[str] = ("z",),
     observations: Sequence[str] = ("y",),
     coords: Mapping[str, Sequence[Any] | Tensor] | None = None,
-    dims: Mapping[str, Sequence[str]] | None = None,
+    dims: Mapping[str, Sequence[str | None]] | None = None,
     **groups: _Group | None,
 ) -> Any:  # noqa: ANN401 -- InferenceData or DataTree, whichever the installed ArviZ has
     """Posterior samples as an ArviZ object whose path sites have dims chain, draw, series, time, state.
@@ -48,7 +48,7 @@ def to_inference_data(
         paths: names of path sites.
         observations: names of observed sites.
         coords: dimension name to coordinate values, for example ``{"time": grid.times}``; integers by default.
-        dims: site name to dimension names (without chain and draw), instead of the rule above.
+        dims: site name to dimension names (without chain and draw), instead of the rule above; None = made up.
         **groups: any of ``posterior_predictive``, ``log_likelihood``, ``sample_stats``, ``prior``,
             ``prior_predictive`` (sampled, as `posterior`), ``observed_data``, ``constant_data`` (no sample dims):
             each a mapping of name to tensor, or None.
@@ -76,71 +76,11 @@ def to_inference_data(
     return _convert(_import_arviz(), data, labels, names)
 
 
-def from_mcmc(
-    mcmc: MCMC,
-    *,
-    paths: Sequence[str] = ("z",),
-    observations: Sequence[str] = ("y",),
-    coords: Mapping[str, Sequence[Any] | Tensor] | None = None,
-    dims: Mapping[str, Sequence[str]] | None = None,
-    **groups: _Group | None,
-) -> Any:  # noqa: ANN401 -- see `to_inference_data`
-    """The samples of a finished `pyro.infer.MCMC` run, with its divergences as ``sample_stats.diverging``.
-
-    Unlike ``arviz.from_pyro`` it never reruns the model, works with ArviZ 1.x and names the dims of paths.
-
-    Args:
-        mcmc: an `MCMC` object after ``run``.
-        paths: as in `to_inference_data`.
-        observations: as in `to_inference_data`.
-        coords: as in `to_inference_data`.
-        dims: as in `to_inference_data`.
-        **groups: as in `to_inference_data`; sampled groups must be ``(chain, draw, *shape)``.
-
-    Returns:
-        As `to_inference_data`.
-
-    Raises:
-        TypeError: if `mcmc` is not an `MCMC` object.
-        ValueError: if it has not run yet, or as in `to_inference_data`.
-    """
-    if not isinstance(mcmc, MCMC):
-        msg = (
-            f"`mcmc` must be a pyro.infer.MCMC object, received {type(mcmc).__name__}. "
-            "For samples in a dict call `to_inference_data`."
-        )
-        raise TypeError(msg)
-    samples = mcmc.get_samples(group_by_chain=True)
-    if not samples:
-        msg = "`mcmc` holds no samples. Call `mcmc.run(...)` first."
-        raise ValueError(msg)
-    shape = next(iter(samples.values())).shape[:2]
-    statistics: dict[str, Tensor] = {}
-    # Pyro computes all its diagnostics at once, and its split R-hat refuses fewer than 4 draws.
-    divergences = mcmc.diagnostics().get("divergences") if shape[1] >= 4 else None
-    if divergences is not None:
-        diverging = torch.zeros(shape, dtype=torch.bool)
-        for chain, draws in enumerate(divergences.values()):
-            diverging[chain, list(draws)] = True
-        statistics["diverging"] = diverging
-    statistics.update(groups.pop("sample_stats", None) or {})
-    return to_inference_data(
-        samples,
-        num_chains=shape[0],
-        paths=paths,
-        observations=observations,
-        coords=coords,
-        dims=dims,
-        sample_stats=statistics,
-        **groups,
-    )
-
-
 def save_netcdf(data: Any, path: str | Path) -> Path:  # noqa: ANN401 -- see `to_inference_data`
     """Write an ArviZ object to one NetCDF-4 file (through h5netcdf), replacing an existing file.
 
     Args:
-        data: result of `to_inference_data` or `from_mcmc`.
+        data: result of `to_inference_data`, `from_guide` or `from_mcmc`.
         path: file to write, usually ``*.nc``; its folder must exist.
 
     Returns:
@@ -190,6 +130,35 @@ def load_netcdf(path: str | Path) -> Any:  # noqa: ANN401 -- see `to_inference_d
         loaded.load()
         loaded.close()
     return loaded
+
+
+def pareto_smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Pareto-smoothed importance sampling, by ArviZ.
+
+    Args:
+        log_weights: log importance ratios of S draws, ``(S, *batch)``.
+
+    Returns:
+        Log of smoothed weights that sum to 1, ``(S, *batch)``, and the shape k of their tail, ``(*batch)``, in float64.
+        Equal weights have no tail: k is ``-inf``.
+
+    Raises:
+        ImportError: if ArviZ is not installed.
+    """
+    arviz = _import_arviz()
+    ratios = log_weights.detach().double().movedim(0, -1).cpu()
+    size = ratios.shape[-1]
+    equal = ratios.amax(-1, keepdim=True) - ratios.amin(-1, keepdim=True) < 1e-9
+    # Without a tail ArviZ returns inf or raises, by version; any other numbers will do there.
+    ratios = torch.where(equal, torch.linspace(0, 1, size, dtype=torch.float64), ratios).numpy()
+    if _is_legacy(arviz):
+        smoothed, shape = arviz.psislw(ratios)
+    else:
+        from arviz_stats.base import array_stats  # pyright: ignore[reportMissingImports] -- a part of ArviZ 1.x
+
+        smoothed, shape = array_stats.psislw(-ratios)  # it takes the log-likelihoods of leave-one-out, not ratios
+    weights = torch.where(equal, -math.log(size), torch.as_tensor(np.asarray(smoothed)))
+    return weights.movedim(-1, 0), torch.where(equal.squeeze(-1), -torch.inf, torch.as_tensor(np.asarray(shape)))
 
 
 def _import_arviz() -> ModuleType:
@@ -259,7 +228,7 @@ def _dimension_names(
     data: dict[str, dict[str, np.ndarray]],
     paths: Sequence[str],
     observations: Sequence[str],
-    dims: Mapping[str, Sequence[str]],
+    dims: Mapping[str, Sequence[str | None]],
 ) -> dict[str, list[str | None]]:
     """Dimension names per site; None where ArviZ shall make one up."""
     names: dict[str, list[str | None]] = {}

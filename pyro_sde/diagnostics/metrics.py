@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .base import broadcast_mask
+from ._scoring import Score, average, rows, select
 
-__all__ = ["Score", "crps_samples", "interval_coverage", "log_predictive_density", "mae", "rmse"]
+__all__ = [
+    "Score",
+    "crps_samples",
+    "energy_score",
+    "interval_coverage",
+    "interval_score",
+    "log_predictive_density",
+    "mae",
+    "rmse",
+]
 
-
-class Score(NamedTuple):
-    """A score averaged over valid observations.
-
-    Attributes:
-        mean: the score, in the unit that its function states.
-        standard_error: sampling standard error of `mean` if the observations were independent; correlated errors
-            along a series make the true one larger. NaN for a single observation.
-        count: number of valid observations.
-    """
-
-    mean: float
-    standard_error: float
-    count: int  # pyright: ignore[reportIncompatibleMethodOverride] -- hides tuple.count, of no use here
-
-    @property
-    def sum(self) -> float:
-        """Total over the valid observations, ``mean * count`` (meaningful for densities)."""
-        return self.mean * self.count
+_BLOCK_ENTRIES = 4_000_000  # of pairwise distances held at once, in float64
 
 
 def rmse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Score:
@@ -53,8 +44,8 @@ def rmse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Scor
         >>> rmse(torch.tensor([[1.0], [2.0]]), torch.tensor([[4.0], [-1.0]]))
         Score(mean=3.0, standard_error=0.0, count=2)
     """
-    error = _select(prediction, target, mask, "prediction")
-    squares = _score((error[0] - error[1]) ** 2)
+    error = select(prediction, target, mask, "prediction")
+    squares = average((error[0] - error[1]) ** 2)
     root = math.sqrt(squares.mean)
     spread = squares.standard_error / (2 * root) if root > 0 else squares.standard_error
     return Score(root, spread, squares.count)
@@ -74,8 +65,8 @@ def mae(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Score
     Raises:
         ValueError: if shapes disagree, nothing is scored, or a scored entry is NaN.
     """
-    predicted, observed = _select(prediction, target, mask, "prediction")
-    return _score((predicted - observed).abs())
+    predicted, observed = select(prediction, target, mask, "prediction")
+    return average((predicted - observed).abs())
 
 
 def interval_coverage(samples: Tensor, target: Tensor, mask: Tensor | None = None, level: float = 0.9) -> Score:
@@ -101,24 +92,38 @@ def interval_coverage(samples: Tensor, target: Tensor, mask: Tensor | None = Non
     References:
         Hyndman and Fan (1996), Sample quantiles in statistical packages, The American Statistician 50(4).
     """
-    if not 0 < level < 1:
-        msg = f"`level` must lie strictly between 0 and 1, received {level}."
-        raise ValueError(msg)
-    draws, observed = _select(samples, target, mask, "samples")
-    size = draws.shape[0]
-    position = (1 - level) / 2 * (size + 1)
-    if position < 1 - 1e-9:
-        msg = (
-            f"`samples` must hold at least {math.ceil(2 / (1 - level) - 1 - 1e-9)} draws for `level`={level}, "
-            f"received {size}. Draw more or lower the level."
-        )
-        raise ValueError(msg)
-    ordered = draws.sort(0).values
-    index = min(max(int(position + 1e-9), 1), size - 1)  # 1-based order statistic below the lower end
-    weight = max(position - index, 0.0)
-    lower = torch.lerp(ordered[index - 1], ordered[index], weight)
-    upper = torch.lerp(ordered[size - index], ordered[size - index - 1], weight)
-    return _score(((observed >= lower) & (observed <= upper)).double())
+    draws, observed = select(samples, target, mask, "samples")
+    lower, upper = _interval(draws, level)
+    return average(((observed >= lower) & (observed <= upper)).double())
+
+
+def interval_score(samples: Tensor, target: Tensor, mask: Tensor | None = None, level: float = 0.9) -> Score:
+    r"""Width of the central predictive interval plus a fine for missing it, in the unit of `target`.
+
+    .. math:: (u - l) + \frac{2}{1 - c} \left[(l - y)_+ + (y - u)_+\right]
+
+    with c the level. Lower is better; proper, so it rewards neither too wide nor too narrow intervals, where
+    `interval_coverage` sees the level alone. The end points are those of `interval_coverage`.
+
+    Args:
+        samples: predictive draws *with observation noise*, ``(S, *batch, N, O)``, ``S >= 2 / (1 - level) - 1``.
+        target: observations, ``(*batch, N, O)``; NaN is allowed where masked.
+        mask: bool ``(*batch, N)`` or ``(*batch, N, O)``, True = scored; None = all.
+        level: nominal coverage c, ``0 < level < 1``.
+
+    Returns:
+        The score over all scored entries.
+
+    Raises:
+        ValueError: as `interval_coverage`.
+
+    References:
+        Gneiting and Raftery (2007), Strictly proper scoring rules, prediction, and estimation, eq. (43).
+    """
+    draws, observed = select(samples, target, mask, "samples")
+    lower, upper = _interval(draws, level)
+    missed = (lower - observed).clamp(min=0) + (observed - upper).clamp(min=0)
+    return average(upper - lower + 2 / (1 - level) * missed)
 
 
 def log_predictive_density(log_likelihood_samples: Tensor, mask: Tensor | None = None) -> Score:
@@ -150,8 +155,8 @@ def log_predictive_density(log_likelihood_samples: Tensor, mask: Tensor | None =
         )
         raise ValueError(msg)
     anything = torch.zeros_like(log_likelihood_samples[0])
-    draws, _ = _select(log_likelihood_samples, anything, mask, "log_likelihood_samples")
-    return _score(draws.logsumexp(0) - math.log(draws.shape[0]))
+    draws, _ = select(log_likelihood_samples, anything, mask, "log_likelihood_samples")
+    return average(draws.logsumexp(0) - math.log(draws.shape[0]))
 
 
 def crps_samples(samples: Tensor, target: Tensor, mask: Tensor | None = None) -> Score:
@@ -175,7 +180,7 @@ def crps_samples(samples: Tensor, target: Tensor, mask: Tensor | None = None) ->
         Ferro (2014), Fair scores for ensemble forecasts, eq. (8); Gneiting and Raftery (2007), Strictly proper
         scoring rules, prediction, and estimation, eq. (21).
     """
-    draws, observed = _select(samples, target, mask, "samples")
+    draws, observed = select(samples, target, mask, "samples")
     size = draws.shape[0]
     if size < 2:
         msg = f"`samples` must hold at least 2 draws for the fair score, received {size}. Use `mae` for one."
@@ -183,33 +188,69 @@ def crps_samples(samples: Tensor, target: Tensor, mask: Tensor | None = None) ->
     ordered = (draws - observed).sort(0).values  # differences first: no cancellation for large offsets
     # sum over pairs |x_i - x_j| = 2 sum_i (2 i - S - 1) x_(i)
     weight = torch.arange(1 - size, size, 2, dtype=draws.dtype, device=draws.device) / (size * (size - 1))
-    return _score(ordered.abs().mean(0) - torch.einsum("s,sn->n", weight, ordered))
+    return average(ordered.abs().mean(0) - torch.einsum("s,sn->n", weight, ordered))
 
 
-def _select(values: Tensor, target: Tensor, mask: Tensor | None, name: str) -> tuple[Tensor, Tensor]:
-    """Scored entries in float64: ``(n,)`` or ``(S, n)`` from `values`, ``(n,)`` from `target`."""
-    sampled = name != "prediction"
-    if values.dim() != target.dim() + sampled or values.shape[sampled:] != target.shape:
-        expected = ", ".join(str(size) for size in target.shape)
+def energy_score(
+    samples: Tensor, target: Tensor, mask: Tensor | None = None, *, joint: Literal["channels", "series"] = "channels"
+) -> Score:
+    r"""Energy score :math:`E\|X - y\| - \tfrac12 E\|X - X'\|` of vectors, in the unit of `target`.
+
+    `crps_samples` for vectors: it also sees whether the entries of a prediction depend on each other as those of the
+    data do, over channels at one time, or over a whole series, where draws must be paths. It sees a wrong scale or mean
+    better than a wrong dependence. The fair estimator, over distinct pairs of draws. Bring channels to one scale first
+    (`TimeSeries.standardise`). Cost: O(S^2) per vector, in blocks of bounded memory.
+
+    Args:
+        samples: predictive draws *with observation noise*, ``(S, *batch, N, O)``, ``S >= 2``.
+        target: observations, ``(*batch, N, O)``; NaN is allowed where masked.
+        mask: bool ``(*batch, N)`` or ``(*batch, N, O)``, True = scored; None = all. A vector consists of its scored
+            entries; one without any is left out.
+        joint: entries of one vector: the "channels" of one time, or all times and channels of a "series".
+
+    Returns:
+        The score over all vectors; `count` is their number.
+
+    Raises:
+        ValueError: if shapes disagree, nothing is scored, a scored entry is NaN, there is one sample only, or `joint`
+            is another word.
+
+    References:
+        Gneiting and Raftery (2007), Strictly proper scoring rules, prediction, and estimation, eq. (22), with beta = 1.
+    """
+    if joint not in ("channels", "series"):
+        msg = f'`joint` must be "channels" or "series", received {joint!r}.'
+        raise ValueError(msg)
+    draws, observed = rows(samples, target, mask, dims=1 if joint == "channels" else 2)  # (n, S, d), (n, d)
+    count, size, width = draws.shape
+    if size < 2:
+        msg = f"`samples` must hold at least 2 draws for the fair score, received {size}. Use `mae` for one."
+        raise ValueError(msg)
+    scores = []
+    for block in torch.arange(count).split(max(1, _BLOCK_ENTRIES // (size * max(size, width)))):
+        centred = draws[block] - observed[block].unsqueeze(1)  # differences first: no cancellation for large offsets
+        near = centred.norm(dim=-1).mean(-1)
+        apart = torch.cdist(centred, centred, compute_mode="donot_use_mm_for_euclid_dist").sum((-2, -1))
+        scores.append(near - apart / (2 * size * (size - 1)))
+    return average(torch.cat(scores))
+
+
+def _interval(draws: Tensor, level: float) -> tuple[Tensor, Tensor]:
+    """Ends of the central interval of draws ``(S, n)``: order statistics at positions p (S + 1), interpolated."""
+    if not 0 < level < 1:
+        msg = f"`level` must lie strictly between 0 and 1, received {level}."
+        raise ValueError(msg)
+    size = draws.shape[0]
+    position = (1 - level) / 2 * (size + 1)
+    if position < 1 - 1e-9:
         msg = (
-            f"`{name}` must have shape ({'S, ' if sampled else ''}{expected}) to go with `target` "
-            f"{tuple(target.shape)}, received {tuple(values.shape)}."
+            f"`samples` must hold at least {math.ceil(2 / (1 - level) - 1 - 1e-9)} draws for `level`={level}, "
+            f"received {size}. Draw more or lower the level."
         )
         raise ValueError(msg)
-    scored = broadcast_mask(mask, target.shape).to(target.device)
-    if not scored.any():
-        msg = "`mask` selects no observation, so there is nothing to score."
-        raise ValueError(msg)
-    chosen, observed = values.detach()[..., scored].double(), target.detach()[scored].double()
-    for label, tensor in ((name, chosen), ("target", observed)):
-        if tensor.isnan().any():
-            msg = f"`{label}` is NaN at {int(tensor.isnan().sum())} scored entries. Set `mask` to False there."
-            raise ValueError(msg)
-    return chosen, observed
-
-
-def _score(values: Tensor) -> Score:
-    """Mean and standard error of independent entries ``(n,)``."""
-    count = values.numel()
-    error = (values.var() / count).sqrt().item() if count > 1 else math.nan
-    return Score(values.mean().item(), error, count)
+    ordered = draws.sort(0).values
+    index = min(max(int(position + 1e-9), 1), size - 1)  # 1-based order statistic below the lower end
+    weight = max(position - index, 0.0)
+    lower = torch.lerp(ordered[index - 1], ordered[index], weight)
+    upper = torch.lerp(ordered[size - index], ordered[size - index - 1], weight)
+    return lower, upper

@@ -1,38 +1,30 @@
-"""Pictures of paths, losses and phase planes; matplotlib is imported when the first one is drawn."""
+"""Pictures of paths, coefficients, losses, calibration and phase planes; matplotlib is imported at the first one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ._drawing import BLUE, GREY, GRID, INK, ORANGE, SHADE, Points, add_legend, finite_points, marker_style, numpy_of
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["panels", "plot_losses", "plot_paths", "plot_phase"]
+__all__ = ["panels", "plot_calibration", "plot_coefficient", "plot_losses", "plot_paths", "plot_phase"]
 
-# Blue and orange stay apart for every kind of colour blindness, and in grey: the orange is lighter and hollow.
-_BLUE = "#2f6690"
-_ORANGE = "#d9762b"
-_INK = "#30343b"
-_GREY = "#8a9099"
-_GRID = "#e6e8eb"
-_SHADE = "#f3f1ec"
-_MANY = 150  # points from which markers become small
-
-# A series: times (n,) and values (n,).
-_Points = tuple[Tensor, Tensor]
+_MIDDLE = [0.05, 0.25, 0.5, 0.75, 0.95]  # quantiles of median and bands
 
 
 def plot_paths(
     times: Tensor,
     samples: Tensor,
     *,
-    observed: _Points | None = None,
-    held_out: _Points | None = None,
+    observed: Points | None = None,
+    held_out: Points | None = None,
     forecast_from: float | None = None,
     num_paths: int = 0,
     ax: Axes | None = None,
@@ -67,35 +59,42 @@ def plot_paths(
     if not 0 <= num_paths <= samples.shape[0]:
         msg = f"`num_paths` must lie between 0 and the {samples.shape[0]} samples, received {num_paths}."
         raise ValueError(msg)
-    seen, unseen = _points(observed, "observed"), _points(held_out, "held_out")
+    seen, unseen = finite_points(observed, "observed"), finite_points(held_out, "held_out")
     ax = _axes(ax, (9.0, 3.8))
-    t, draws = _numpy(times), _numpy(samples)
-    low, lower, median, upper, high = np.nanquantile(draws, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
+    t, draws = numpy_of(times), numpy_of(samples)
+    low, lower, median, upper, high = np.nanquantile(draws, _MIDDLE, axis=0)
 
     end = max([t[-1], *(points[0].max() for points in (seen, unseen) if points is not None and points[0].size)])
     if forecast_from is not None and forecast_from < end:
-        ax.axvspan(forecast_from, end, color=_SHADE, linewidth=0, zorder=0, label="forecast")
-        ax.axvline(forecast_from, color=_GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-    ax.fill_between(t, low, high, color=_BLUE, alpha=0.16, linewidth=0, zorder=2, label="90 % band")
-    ax.fill_between(t, lower, upper, color=_BLUE, alpha=0.30, linewidth=0, zorder=3, label="50 % band")
+        ax.axvspan(forecast_from, end, color=SHADE, linewidth=0, zorder=0, label="forecast")
+        ax.axvline(forecast_from, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    ax.fill_between(t, low, high, color=BLUE, alpha=0.16, linewidth=0, zorder=2, label="90 % band")
+    ax.fill_between(t, lower, upper, color=BLUE, alpha=0.30, linewidth=0, zorder=3, label="50 % band")
     if num_paths:
-        lines = ax.plot(t, draws[:num_paths].T, color=_BLUE, linewidth=0.6, alpha=0.55, zorder=4)
+        lines = ax.plot(t, draws[:num_paths].T, color=BLUE, linewidth=0.6, alpha=0.55, zorder=4)
         lines[0].set_label("draws")
-    ax.plot(t, median, color=_BLUE, linewidth=1.4, zorder=5, label="median")
+    ax.plot(t, median, color=BLUE, linewidth=1.4, zorder=5, label="median")
     for points, held in ((seen, False), (unseen, True)):
         if points is not None:
-            ax.plot(*points, label="held out" if held else "observed", **_marker(points[0].size, held))
+            ax.plot(*points, label="held out" if held else "observed", **marker_style(points[0].size, held))
     ax.set_xlim(min(t[0], *(p[0].min() for p in (seen, unseen) if p is not None and p[0].size), t[0]), end)
     ax.set_xlabel("time")
-    _legend(ax)
+    add_legend(ax)
     return ax
 
 
-def plot_losses(losses: Sequence[float] | Tensor, *, window: int | None = None, ax: Axes | None = None) -> Axes:
+def plot_losses(
+    losses: Sequence[float] | Tensor,
+    *,
+    validation: Sequence[tuple[int, float]] = (),
+    window: int | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """Training loss per step with its running median; the first tenth does not set the scale.
 
     Args:
-        losses: one loss per step, at least 2; for an ELBO in nats.
+        losses: one loss per step, at least 2; for an ELBO in nats: `FitResult.losses`.
+        validation: pairs (step, loss), `FitResult.validation_losses`; a diamond marks the lowest.
         window: steps in the running (trailing) median; a fiftieth of the run, at least 5, if None.
         ax: axes to draw on; a new figure if None.
 
@@ -104,24 +103,34 @@ def plot_losses(losses: Sequence[float] | Tensor, *, window: int | None = None, 
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if `losses` is not a list of at least 2 numbers, or `window` is not positive.
+        ValueError: if `losses` is not a list of at least 2 numbers, `validation` is not a list of pairs, or `window` is
+            not positive.
     """
-    values = _numpy(torch.as_tensor(losses, dtype=torch.float64))
+    values = numpy_of(torch.as_tensor(losses, dtype=torch.float64))
     if values.ndim != 1 or values.size < 2:
         msg = f"`losses` must be a list of at least 2 numbers, received shape {values.shape}."
         raise ValueError(msg)
     if window is not None and window < 1:
         msg = f"`window` must be at least 1 step, received {window}."
         raise ValueError(msg)
+    held = np.asarray(list(validation), dtype=float)
+    if held.size and held.shape != (len(validation), 2):
+        msg = f"`validation` must be a list of pairs (step, loss), received shape {held.shape}."
+        raise ValueError(msg)
     width = min(window or max(values.size // 50, 5), values.size)
     padded = np.concatenate([np.full(width - 1, np.nan), values])
     smooth = np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, width), axis=-1)
     ax = _axes(ax, (6.0, 3.4))
     steps = np.arange(1, values.size + 1)
-    ax.plot(steps, values, color=_BLUE, linewidth=0.7, alpha=0.35, label="each step")
-    ax.plot(steps, smooth, color=_BLUE, linewidth=1.8, label=f"median of {width}")
+    ax.plot(steps, values, color=BLUE, linewidth=0.7, alpha=0.35, label="each step")
+    ax.plot(steps, smooth, color=BLUE, linewidth=1.8, label=f"median of {width}")
     # The first steps are often thousands of nats away and would flatten everything that matters.
     settled = values[values.size // 10 :]
+    if held.size:
+        ax.plot(*held.T, color=ORANGE, linewidth=1.4, label="validation")
+        best = held[np.nanargmin(held[:, 1])]
+        ax.plot(*best, **marker_style(1, held_out=True), label=f"lowest, step {best[0]:.0f}")
+        settled = np.concatenate([settled, held[held[:, 0] > values.size // 10, 1]])
     settled = settled[np.isfinite(settled)]
     if settled.size:
         low, high = np.quantile(settled, [0.0, 0.99])
@@ -130,7 +139,123 @@ def plot_losses(losses: Sequence[float] | Tensor, *, window: int | None = None, 
     ax.set_xlim(1, values.size)
     ax.set_xlabel("step")
     ax.set_ylabel("loss")
-    _legend(ax)
+    add_legend(ax)
+    return ax
+
+
+def plot_coefficient(
+    states: Tensor,
+    values: Tensor,
+    *,
+    truth: Tensor | None = None,
+    visited: Tensor | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A coefficient as a function of one state, with its uncertainty: median, 50 % and 90 % bands of its draws.
+
+    For a drift under S posterior draws of its parameters, along state 0 with the others held fixed: evaluate
+    ``sde.drift(t, z)`` of every draw at points ``z`` of shape ``(G, D)`` and pass component 0.
+
+    Args:
+        states: increasing values of the state, ``(G,)``.
+        values: the coefficient at these states, ``(S, G)`` for S draws, or ``(G,)`` for one function without bands.
+        truth: a known coefficient at these states, ``(G,)``, drawn dashed.
+        visited: states of sample paths or data, any shape, drawn as a histogram along the axis: where there are none,
+            the coefficient is extrapolated. NaN is left out.
+        ax: axes to draw on; a new figure if None.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if shapes do not fit.
+    """
+    if states.dim() != 1 or values.dim() not in (1, 2) or values.shape[-1:] != states.shape:
+        msg = (
+            f"`values` must have shape (S, G) or (G,) and `states` (G,), received {tuple(values.shape)} and "
+            f"{tuple(states.shape)}. Index one component of the coefficient."
+        )
+        raise ValueError(msg)
+    if truth is not None and truth.shape != states.shape:
+        msg = f"`truth` must have the shape {tuple(states.shape)} of `states`, received {tuple(truth.shape)}."
+        raise ValueError(msg)
+    ax = _axes(ax, (6.0, 3.4))
+    z, draws = numpy_of(states), np.atleast_2d(numpy_of(values))
+    low, lower, median, upper, high = np.nanquantile(draws, _MIDDLE, axis=0)
+    if values.dim() == 2:
+        ax.fill_between(z, low, high, color=BLUE, alpha=0.16, linewidth=0, zorder=2, label="90 % band")
+        ax.fill_between(z, lower, upper, color=BLUE, alpha=0.30, linewidth=0, zorder=3, label="50 % band")
+    ax.plot(z, median, color=BLUE, linewidth=1.6, zorder=5, label="median" if values.dim() == 2 else "coefficient")
+    if truth is not None:
+        ax.plot(z, numpy_of(truth), color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=6, label="truth")
+    if visited is not None:
+        seen = numpy_of(visited).reshape(-1)
+        counts, edges = np.histogram(seen[np.isfinite(seen)], bins=40, range=(z[0], z[-1]))
+        heights = 0.12 * counts / max(counts.max(), 1)  # of the height of the axes
+        ax.stairs(
+            heights, edges, fill=True, color=GREY, alpha=0.6, transform=ax.get_xaxis_transform(), zorder=1,
+            label="visited",
+        )  # fmt: skip
+    ax.set_xlim(z[0], z[-1])
+    ax.set_xlabel("state")
+    ax.set_ylabel("coefficient")
+    add_legend(ax)
+    return ax
+
+
+def plot_calibration(values: Tensor, *, level: float = 0.95, ax: Axes | None = None) -> Axes:
+    r"""How far numbers that should be uniform on (0, 1) are from it: their distribution function less the diagonal.
+
+    For `pit` values and for normalised ranks of `simulation_based_calibration`. The curve stays within the band with
+    probability `level` if the numbers are independent and uniform. It rises on the left and falls on the right for
+    predictions that are too narrow, the other way round for too wide ones, and lies on one side for biased ones.
+
+    .. math:: \hat F(u) - u, \qquad \mathrm{band} = \pm\sqrt{\ln(2 / (1 - c)) / (2 n)}
+
+    Args:
+        values: numbers in [0, 1], any shape; NaN is left out.
+        level: probability c of the band, ``0 < level < 1``.
+        ax: axes to draw on; a new figure if None.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if there is no value, one lies outside [0, 1], or `level` is out of range.
+
+    References:
+        Massart (1990), The tight constant in the Dvoretzky-Kiefer-Wolfowitz inequality, corollary 1.
+    """
+    u = numpy_of(values).reshape(-1).astype(float)
+    u = np.sort(u[~np.isnan(u)])
+    if not u.size or u[0] < 0 or u[-1] > 1:
+        msg = (
+            "`values` must hold numbers between 0 and 1, at least one that is not NaN: PIT values or normalised ranks."
+        )
+        raise ValueError(msg)
+    if not 0 < level < 1:
+        msg = f"`level` must lie strictly between 0 and 1, received {level}."
+        raise ValueError(msg)
+    ax = _axes(ax, (6.0, 3.4))
+    bound = np.sqrt(np.log(2 / (1 - level)) / (2 * u.size))
+    ax.fill_between([0, 1], -bound, bound, color=BLUE, alpha=0.16, linewidth=0, label=f"{100 * level:g} % band")
+    ax.axhline(0.0, color=GREY, linewidth=0.8)
+    share = np.arange(u.size + 1) / u.size
+    ends = np.concatenate([[0.0], u, [1.0]])
+    # Before and after every jump, so that the steps are drawn as they are.
+    ax.plot(
+        np.repeat(ends, 2)[1:-1],
+        np.repeat(share, 2) - np.repeat(ends, 2)[1:-1],
+        color=BLUE,
+        linewidth=1.4,
+        label="values",
+    )
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("u")
+    ax.set_ylabel("share below u, less u")
+    add_legend(ax)
     return ax
 
 
@@ -180,12 +305,12 @@ def plot_phase(
         msg = f"`drift` must return shape {tuple(points.shape)} for z of that shape, received {tuple(field.shape)}."
         raise ValueError(msg)
     ax = _axes(ax, (5.2, 4.4))
-    u, v = _numpy(field[..., 0]), _numpy(field[..., 1])
-    ax.streamplot(_numpy(x), _numpy(y), u, v, color="#b9bfc7", linewidth=0.8, density=1.1, arrowsize=0.8, zorder=1)
-    for path in _numpy(paths):
-        ax.plot(path[:, 0], path[:, 1], color=_BLUE, linewidth=0.8, alpha=0.6, zorder=2)
-    starts = _numpy(paths[:, 0])
-    ax.plot(starts[:, 0], starts[:, 1], "o", color=_ORANGE, markersize=4.5, markeredgecolor="white", zorder=3)
+    u, v = numpy_of(field[..., 0]), numpy_of(field[..., 1])
+    ax.streamplot(numpy_of(x), numpy_of(y), u, v, color="#b9bfc7", linewidth=0.8, density=1.1, arrowsize=0.8, zorder=1)
+    for path in numpy_of(paths):
+        ax.plot(path[:, 0], path[:, 1], color=BLUE, linewidth=0.8, alpha=0.6, zorder=2)
+    starts = numpy_of(paths[:, 0])
+    ax.plot(starts[:, 0], starts[:, 1], "o", color=ORANGE, markersize=4.5, markeredgecolor="white", zorder=3)
     ax.set_xlim(float(low[0]), float(high[0]))
     ax.set_ylim(float(low[1]), float(high[1]))
     ax.set_xlabel("$z_1$")
@@ -225,73 +350,13 @@ def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
         ax = pyplot.subplots(figsize=size, dpi=150, layout="constrained")[1]
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_GREY)
+        spine.set_color(GREY)
         spine.set_linewidth(0.7)
-    ax.grid(visible=True, color=_GRID, linewidth=0.7)
+    ax.grid(visible=True, color=GRID, linewidth=0.7)
     ax.set_axisbelow(True)
-    ax.tick_params(colors=_INK, length=3, width=0.7, labelsize=9)
-    ax.xaxis.label.set_color(_INK)
-    ax.yaxis.label.set_color(_INK)
+    ax.tick_params(colors=INK, length=3, width=0.7, labelsize=9)
+    ax.xaxis.label.set_color(INK)
+    ax.yaxis.label.set_color(INK)
     for side in ("left", "center", "right"):
-        ax.set_title(ax.get_title(loc=side), loc=side, color=_INK)
+        ax.set_title(ax.get_title(loc=side), loc=side, color=INK)
     return ax
-
-
-def _legend(ax: Axes) -> None:
-    """Legend to the right of the data, data first and bands last."""
-    order = ("observed", "held out", "median", "draws", "50 % band", "90 % band", "forecast")
-    handles, labels = ax.get_legend_handles_labels()
-    entries = sorted(zip(labels, handles, strict=True), key=lambda e: order.index(e[0]) if e[0] in order else 99)
-    legend = ax.legend(
-        [handle for _, handle in entries],
-        [label for label, _ in entries],
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1.0),
-        frameon=False,
-        fontsize=9,
-        labelcolor=_INK,
-        handlelength=1.6,
-        borderaxespad=0.0,
-    )
-    for line in legend.get_lines():
-        if line.get_marker() == "o":  # dots of a dense series are too small to tell their colours apart
-            line.set_markersize(max(line.get_markersize(), 3.5))
-
-
-def _points(points: _Points | None, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Finite points as arrays."""
-    if points is None:
-        return None
-    times, values = points
-    if times.dim() != 1 or values.shape != times.shape:
-        msg = (
-            f"`{name}` must be a pair of times (n,) and values (n,), received {tuple(times.shape)} and "
-            f"{tuple(values.shape)}. Index one series and one channel."
-        )
-        raise ValueError(msg)
-    t, y = _numpy(times), _numpy(values)
-    finite = np.isfinite(t) & np.isfinite(y)
-    return t[finite], y[finite]
-
-
-def _marker(count: int, held_out: bool) -> dict[str, Any]:
-    """Few points are dots and hollow diamonds above the median; many are small dots below it, so that it shows."""
-    size = float(np.clip(6.3 - 1.4 * np.log10(max(count, 1)), 1.6, 4.5))
-    color = _ORANGE if held_out else _INK
-    if count > _MANY:
-        return {
-            "marker": "o",
-            "ls": "",
-            "color": color,
-            "ms": size,
-            "mew": 0,
-            "alpha": 0.75,
-            "zorder": 4 + 0.5 * held_out,
-        }
-    if held_out:
-        return {"marker": "D", "ls": "", "mfc": "white", "mec": color, "mew": 1.1, "ms": size + 0.6, "zorder": 7}
-    return {"marker": "o", "ls": "", "color": color, "ms": size, "mew": 0, "zorder": 6}
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()

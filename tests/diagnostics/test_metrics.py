@@ -8,7 +8,9 @@ import torch
 from pyro_sde.diagnostics import (
     Score,
     crps_samples,
+    energy_score,
     interval_coverage,
+    interval_score,
     log_predictive_density,
     mae,
     rmse,
@@ -202,3 +204,100 @@ def test_too_few_samples_are_refused():
         crps_samples(torch.zeros(1, 2, 1), torch.zeros(2, 1))
     with pytest.raises(ValueError, match="`log_likelihood_samples` must have shape"):
         log_predictive_density(torch.zeros(3))
+
+
+# --- interval score ---------------------------------------------------------------------
+
+
+def test_interval_score_is_width_plus_fines():
+    # 19 draws at level 0.9: the interval is their range, [0, 18]; a miss by m costs 2 m / 0.1.
+    draws = torch.arange(19.0).reshape(19, 1, 1).expand(19, 3, 1)
+    target = torch.tensor([[-0.5], [4.0], [19.0]])
+    scores = [interval_score(draws[:, i : i + 1], target[i : i + 1]).mean for i in range(3)]
+    assert scores == pytest.approx([18 + 10, 18, 18 + 20])
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_interval_score_of_a_normal_is_the_closed_form(level):
+    # Mean over y of width + 2 / alpha * miss is 4 phi(q) / alpha for the true interval [-q, q] (alpha = 1 - level).
+    score = interval_score(normal(999, 1, 1).expand(999, 20_000, 1), normal(20_000, 1, seed=1), level=level)
+    q = torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64))
+    exact = 4 * math.exp(-(q**2) / 2) / math.sqrt(2 * math.pi) / (1 - level)
+    assert score.mean == pytest.approx(exact, rel=0.03)
+
+
+def test_interval_score_prefers_the_true_scale():
+    target = normal(4000, 1)
+    scores = [interval_score(scale * normal(99, 4000, 1, seed=1), target).mean for scale in (0.6, 1.0, 1.6)]
+    assert scores[1] == min(scores)
+
+
+# --- energy score -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("joint", ["channels", "series"])
+def test_energy_score_equals_the_sum_over_distinct_pairs(joint):
+    draws, target = normal(7, 2, 5, 3) + 1e6, normal(2, 5, 3, seed=1) + 1e6
+    mask = normal(2, 5, 3, seed=2) > -0.5
+    mask[0, 0] = False  # a time without any observation
+    scores = []
+    for b in range(2):
+        for n in [slice(i, i + 1) for i in range(5)] if joint == "channels" else [slice(None)]:
+            chosen = mask[b, n]
+            if chosen.any():
+                x, y = draws[:, b, n][:, chosen], target[b, n][chosen]
+                near = (x - y).norm(dim=-1).mean()
+                apart = sum((x[i] - x[j]).norm() for i in range(7) for j in range(7)) / 42
+                scores.append(near - apart / 2)
+    brute = torch.stack(scores)
+    score = energy_score(draws, torch.where(mask, target, float("nan")), mask, joint=joint)
+    assert score.count == len(brute)
+    assert score.mean == pytest.approx(brute.mean().item(), abs=1e-9)
+
+
+def test_energy_score_of_single_numbers_is_the_crps():
+    draws, target = normal(11, 4, 6, 1), normal(4, 6, 1, seed=1)
+    assert energy_score(draws, target) == pytest.approx(crps_samples(draws, target), abs=1e-12)
+
+
+def test_energy_score_in_blocks_is_the_same(monkeypatch):
+    draws, target = normal(9, 40, 2), normal(40, 2, seed=1)
+    whole = energy_score(draws, target)
+    monkeypatch.setattr("pyro_sde.diagnostics.metrics._BLOCK_ENTRIES", 200)
+    assert energy_score(draws, target) == pytest.approx(whole, abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [2, 10])
+def test_energy_score_of_a_normal_vector_is_unbiased(size):
+    # E|X - y| for y = 0 is sqrt(pi / 2), and E|X - X'| sqrt(2) times that, for X ~ N(0, I_2). Four standard errors.
+    score = energy_score(normal(size, 40_000, 2), torch.zeros(40_000, 2, dtype=torch.float64))
+    exact = math.sqrt(math.pi / 2) * (1 - math.sqrt(0.5))
+    assert abs(score.mean - exact) < 4 * score.standard_error
+
+
+def test_energy_score_of_series_sees_a_wrong_dependence_where_the_crps_does_not():
+    target = normal(4000, 1, 1).expand(4000, 2, 1)  # two times that are always equal
+    together = normal(50, 4000, 1, 1, seed=1).expand(50, 4000, 2, 1)
+    apart = normal(50, 4000, 2, 1, seed=2)
+    right, wrong = energy_score(together, target, joint="series"), energy_score(apart, target, joint="series")
+    assert abs(right.mean - math.sqrt(2 / math.pi)) < 4 * right.standard_error  # sqrt(2) times the CRPS of N(0, 1)
+    assert wrong.mean - right.mean > 0.04  # same data: the errors of the two means cancel
+    gap = crps_samples(apart, target).mean - crps_samples(together, target).mean
+    assert abs(gap) < 0.01
+
+
+def test_scores_of_float32_agree_with_float64():
+    draws, target = normal(30, 8, 2), normal(8, 2, seed=1)
+    for score in (energy_score, interval_score):
+        assert score(draws.float(), target.float()) == pytest.approx(score(draws, target), rel=1e-5)
+
+
+def test_energy_score_refuses_one_draw_and_other_words():
+    with pytest.raises(ValueError, match="`samples` must hold at least 2 draws"):
+        energy_score(normal(1, 4, 2), normal(4, 2))
+    with pytest.raises(ValueError, match='`joint` must be "channels" or "series", received \'time\''):
+        energy_score(normal(3, 4, 2), normal(4, 2), joint="time")
+    with pytest.raises(ValueError, match=r"`level` must lie strictly between 0 and 1, received 1"):
+        interval_score(normal(30, 4, 2), normal(4, 2), level=1.0)
+    with pytest.raises(ValueError, match=r"`samples` must hold at least 19 draws for `level`=0.9"):
+        interval_score(normal(18, 4, 2), normal(4, 2))
