@@ -2,13 +2,15 @@ r"""Moments of conditionally linear fine variables over gaps, given a coarse pat
 
 Over one coarse step :math:`H = n h`, with the coarse state held, the n Euler steps of :math:`db = (A b + c)\,dt +
 \sigma\,dW` compose to :math:`b' \mid b \sim N(F b + g, V)`, and the steps of a gap to one such law. Composition is
-associative: a gap of L coarse steps takes :math:`\log_2 L` batched ones.
+associative: a gap of L coarse steps takes :math:`\log_2 L` batched ones. So do the steps of several fine levels, each
+held during a step of the level above.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +20,15 @@ from ..ops.windows import Windows, gather_rows
 from ..sde.noise import DiagonalNoise
 from ..sde.two_scale import FineSDE
 
-__all__ = ["GapLaws", "apply", "exact_gaps"]
+__all__ = ["GapLaws", "Level", "apply", "exact_gaps", "factor", "root"]
+
+
+class Level(NamedTuple):
+    """A fine SDE, its steps per step of the level above, and the number of its variables."""
+
+    fine: FineSDE
+    steps: int
+    dim: int
 
 
 @dataclass(frozen=True)
@@ -55,17 +65,38 @@ def apply(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
-def exact_gaps(fine: FineSDE, coarse: Tensor, windows: Windows, state_dim: int) -> GapLaws:
+def root(variance: Tensor) -> Tensor:
+    """Standard deviations; 0 has gradient 0."""
+    noisy = variance > 0
+    return torch.where(noisy, torch.where(noisy, variance, torch.ones_like(variance)).sqrt(), variance)
+
+
+def factor(covariance: Tensor) -> Tensor:
+    """Cholesky factor; gaps of length 0, of series with fewer gaps, have covariance 0 and get factor 0."""
+    none = (covariance.detach() == 0).all(-1).all(-1)[..., None, None]
+    eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    factor, info = torch.linalg.cholesky_ex(torch.where(none, eye, covariance))
+    if bool((info > 0).any()):
+        msg = (
+            "the covariance of the fine state over a gap is not positive definite: some direction gets no noise in the "
+            "whole gap. Let gaps be longer (merge windows by a larger `before`), or give every fine variable noise."
+        )
+        raise ValueError(msg)
+    return torch.where(none, torch.zeros_like(factor), factor)
+
+
+def exact_gaps(levels: Sequence[Level], coarse: Tensor, windows: Windows, holes: GapLaws | None = None) -> GapLaws:
     """Laws of the fine state behind every gap, the one before the first window included.
 
     Args:
-        fine: fine SDE, linear in its state, with a diffusion that does not depend on it.
+        levels: fine levels below the coarse path, from slow to fast, linear in their states, with diffusions that do
+            not depend on them. The state of the laws is that of all of them.
         coarse: coarse path ``(..., K + 1, D_a)``.
-        windows: whose gaps.
-        state_dim: D_b.
+        windows: those of the first of the levels, whose gaps.
+        holes: laws over the `windows.holes`, which are no coarse steps, in their order.
 
     Raises:
-        ValueError: if the fine SDE is not conditionally linear.
+        ValueError: if a level is not conditionally linear.
     """
     lengths = windows.gap_ends - windows.gap_starts  # (*batch, G)
     most = max(1, int(lengths.max()))
@@ -73,14 +104,72 @@ def exact_gaps(fine: FineSDE, coarse: Tensor, windows: Windows, state_dim: int) 
     index = windows.gap_starts.unsqueeze(-1) + span  # (*batch, G, L)
     valid = span < lengths.unsqueeze(-1)
     index = torch.where(valid, index, torch.zeros_like(index)).flatten(-2)
-    grid = windows.coarse
+    hole = windows.holes.gather(-1, index) & valid.flatten(-2)
     rank = max(coarse.dim() - 2, index.dim() - 1)
     a = time_first(gather_rows(coarse[..., :-1, :], index), rank)
-    times = time_first(gather_rows(grid.times[..., :-1].unsqueeze(-1), index), rank)
-    steps = gather_rows(grid.steps.unsqueeze(-1), index) * valid.flatten(-2).unsqueeze(-1)
-    steps = time_first(steps / windows.fine_steps, rank)
-    laws = _power(_one_step(fine, times, a, steps, state_dim), windows.fine_steps)
+    times = time_first(gather_rows(windows.times_seen.unsqueeze(-1), index), rank)
+    steps = gather_rows(windows.coarse.steps.unsqueeze(-1), index) * (valid.flatten(-2) & ~hole).unsqueeze(-1)
+    laws = _all_levels(levels, times, a, time_first(steps, rank))
+    if holes is not None and bool(hole.any()):
+        number = (windows.holes.cumsum(-1) - 1).clamp(min=0).gather(-1, index)
+        if not (laws.diagonal and holes.diagonal):
+            laws, holes = laws.dense(), holes.dense()
+        laws = _placed(laws, holes, number, hole)
     return _reduce(laws, lengths.shape[-1], most)
+
+
+def _all_levels(levels: Sequence[Level], times: Tensor, a: Tensor, steps: Tensor) -> GapLaws:
+    """Law of the states of all levels over one coarse step."""
+    if len(levels) == 1:
+        (level,) = levels
+        return _power(_one_step(level.fine, times, a, steps / level.steps, level.dim), level.steps)
+
+    def below(number: int, length: Tensor) -> GapLaws:
+        """A step of the level above `number`."""
+        length = length / levels[number].steps
+        law = _own_step(levels, number, times, a, length)
+        if number + 1 < len(levels):  # the faster ones see the state at the start, which moves behind them
+            law = below(number + 1, length).then(law)
+        return _power(law, levels[number].steps)
+
+    return below(0, steps)
+
+
+def _own_step(levels: Sequence[Level], number: int, times: Tensor, a: Tensor, steps: Tensor) -> GapLaws:
+    """One Euler step of one level; the others stay."""
+    above = sum(level.dim for level in levels[:number])
+    fine, _, dim = levels[number]
+    total = sum(level.dim for level in levels)
+    matrix, drift, diffusion = _linear_parts(fine, times, a, dim, above)
+    own = slice(above, above + dim)
+    after = total - above - dim
+    pad = torch.nn.functional.pad
+    eye = torch.eye(total, dtype=a.dtype, device=a.device)
+    rows = pad(matrix * steps.unsqueeze(-1), (0, after, above, after))
+    gram = fine.noise.gram(diffusion) * steps.unsqueeze(-1)
+    shape = (*a.shape[:-1], total, total)
+    covariance = pad(gram.expand(*a.shape[:-1], dim, dim), (own.start, after, above, after))
+    return GapLaws((eye + rows).expand(shape), pad(drift * steps, (above, after)), covariance, False)
+
+
+def _placed(laws: GapLaws, holes: GapLaws, number: Tensor, hole: Tensor) -> GapLaws:
+    """Laws of steps ``(G * L, ...)``, those of some exchanged for the hole of a number ``(*batch, G * L)``."""
+    rank = max(laws.offset.dim(), holes.offset.dim()) - 2
+
+    def exchanged(law: Tensor, other: Tensor, dims: int) -> Tensor:
+        wide = other.flatten(-dims) if dims > 1 else other
+        picked = time_first(gather_rows(wide.movedim(0, -2), number), rank).unflatten(-1, other.shape[-dims:])
+        law = law.reshape(len(law), *[1] * (rank + 1 + dims - law.dim()), *law.shape[1:])
+        mask = time_first(hole.unsqueeze(-1), rank)
+        return torch.where(mask if dims == 1 else mask.unsqueeze(-1), picked, law)
+
+    dims = 1 if laws.diagonal else 2
+    return GapLaws(
+        exchanged(laws.matrix, holes.matrix, dims),
+        exchanged(laws.offset, holes.offset, 1),
+        exchanged(laws.covariance, holes.covariance, dims),
+        laws.diagonal,
+    )
 
 
 def _one_step(fine: FineSDE, times: Tensor, a: Tensor, steps: Tensor, state_dim: int) -> GapLaws:
@@ -96,14 +185,23 @@ def _one_step(fine: FineSDE, times: Tensor, a: Tensor, steps: Tensor, state_dim:
     return GapLaws(matrix, offset, covariance.expand_as(matrix), False)
 
 
-def _linear_parts(fine: FineSDE, times: Tensor, a: Tensor, state_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A, c and sigma of a conditionally linear SDE, found by calls at a few fine states."""
-    eye = torch.eye(state_dim, dtype=a.dtype, device=a.device)
-    probe = torch.arange(1, state_dim + 1, dtype=a.dtype, device=a.device)
+def _linear_parts(
+    fine: FineSDE, times: Tensor, a: Tensor, state_dim: int, above: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A, c and sigma of a conditionally linear SDE, found by calls at a few fine states.
+
+    With `above` > 0 as many variables of levels in between are part of the coarse state, in its last places, and of
+    the state that A acts on, in its first ones.
+    """
+    size = above + state_dim
+    eye = torch.eye(size, dtype=a.dtype, device=a.device)
+    probe = torch.arange(1, size + 1, dtype=a.dtype, device=a.device)
     tests = torch.stack([(2.3 * probe).sin() + 0.7, 5 * (1.1 * probe).cos() - 3])  # two states in general position
     points = torch.cat([torch.zeros_like(eye[:1]), eye, tests])
-    b = points.reshape(len(points), *[1] * (a.dim() - 1), state_dim).expand(-1, *a.shape[:-1], -1)
-    drift, diffusion, _ = fine.given(times, b, a)
+    x = points.reshape(len(points), *[1] * (a.dim() - 1), size).expand(-1, *a.shape[:-1], -1)
+    b = x[..., above:]
+    held = torch.cat([a.expand(len(points), *a.shape), x[..., :above]], -1) if above else a
+    drift, diffusion, _ = fine.given(times, b, held)
     drift = drift.expand(torch.broadcast_shapes(drift.shape, b.shape))
     widened = fine.noise.widen(diffusion, state_dim)
     shape = b.shape if isinstance(fine.noise, DiagonalNoise) else (*b.shape, widened.shape[-1])
@@ -112,12 +210,13 @@ def _linear_parts(fine: FineSDE, times: Tensor, a: Tensor, state_dim: int) -> tu
     matrix = (drift[1:-2] - offset).movedim(0, -1)  # column i is the response to the i-th unit vector
     with torch.no_grad():
         tolerance = 1e-6 if a.dtype == torch.float64 else 1e-3
-        linear = (matrix.unsqueeze(0) @ b[-2:].unsqueeze(-1)).squeeze(-1) + offset
-        size = drift.abs().amax(0) + matrix.abs().sum(-1)
-        if bool(((drift[-2:] - linear).abs() > tolerance * size).any()):
-            _refuse("its drift is not linear in the fine state b, for given coarse state a")
+        linear = (matrix.unsqueeze(0) @ x[-2:].unsqueeze(-1)).squeeze(-1) + offset
+        size_of = drift.abs().amax(0) + matrix.abs().sum(-1)
+        state = "the fine state b" if not above else "the fine states of all levels"
+        if bool(((drift[-2:] - linear).abs() > tolerance * size_of).any()):
+            _refuse(f"its drift is not linear in {state}, for given coarse state a")
         if bool(((widened - widened[:1]).abs() > tolerance * widened.abs().amax()).any()):
-            _refuse("its diffusion depends on the fine state b")
+            _refuse(f"its diffusion depends on {state}")
     return matrix, offset, widened[0]
 
 

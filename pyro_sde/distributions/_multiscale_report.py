@@ -34,7 +34,7 @@ class SkipReport(NamedTuple):
     @classmethod
     def of(cls, windows: Windows, rate: float, *, unbiased: bool) -> SkipReport:
         """Report for a rate of contraction."""
-        total = int((windows.coarse.steps.detach() > 0).sum(-1).expand(windows.batch_shape).sum()) * windows.fine_steps
+        total = int(windows.total.sum())
         active = int(windows.active.sum())
         burn_in = shortest_burn_in(windows)
         factor = 0.0
@@ -51,7 +51,7 @@ def shortest_burn_in(windows: Windows) -> float:
     following = torch.searchsorted(seen, entry.contiguous()).clamp(max=seen.shape[-1] - 1)
     times = windows.coarse.times.detach().expand(*windows.batch_shape, -1)
     waits = times.gather(-1, seen.gather(-1, following)) - times.gather(-1, entry)
-    real = windows.gap_ends > windows.gap_starts
+    real = windows.real_gaps
     return float(waits[real].min()) if bool(real.any()) else math.inf
 
 

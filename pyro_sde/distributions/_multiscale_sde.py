@@ -11,7 +11,7 @@ from ..ops.windows import Windows, gather_rows
 from ..sde.base import SDE, Coefficients, Evaluator, Networks, Rows
 from ..sde.noise import DiagonalNoise, noise_structure
 from ..sde.two_scale import FineSDE, matrix_form
-from ._multiscale_moments import GapLaws, apply
+from ._multiscale_moments import GapLaws, apply, factor, root
 
 __all__ = ["WindowControl", "WindowSDE", "coarse_rows"]
 
@@ -22,7 +22,7 @@ def coarse_rows(coarse: Tensor, windows: Windows) -> Tensor:
     Both are held during a coarse step, so that a gap is a product of equal steps.
     """
     states = gather_rows(coarse[..., :-1, :], windows.coarse_index)
-    times = gather_rows(windows.coarse.times[..., :-1].unsqueeze(-1), windows.coarse_index)
+    times = gather_rows(windows.times_seen.unsqueeze(-1), windows.coarse_index)
     return torch.cat([states, times.expand(*states.shape[:-1], 1)], -1)
 
 
@@ -139,34 +139,14 @@ def _gap_rows(gaps: GapLaws, windows: Windows, like: Tensor) -> Tensor:
     length = spare.gather(-1, index).movedim(-1, 0).unsqueeze(-1)  # (G, *batch, 1)
     length = length.reshape(len(length), *[1] * (rank - length.dim() + 2), *length.shape[1:])
     if gaps.diagonal:
-        rate, scale = (gaps.matrix - 1) / length, _root(gaps.covariance) / length.sqrt()
+        rate, scale = (gaps.matrix - 1) / length, root(gaps.covariance) / length.sqrt()
     else:
         eye = torch.eye(gaps.matrix.shape[-1], dtype=like.dtype, device=like.device)
         rate = ((gaps.matrix - eye) / length.unsqueeze(-1)).flatten(-2)
-        scale = (_factor(gaps.covariance) / length.sqrt().unsqueeze(-1)).flatten(-2)
+        scale = (factor(gaps.covariance) / length.sqrt().unsqueeze(-1)).flatten(-2)
     rows = torch.cat([torch.ones_like(gaps.offset[..., :1]), rate, gaps.offset / length, scale], -1)
     rows = rows.movedim(0, -2)  # (..., G, C)
     batch = torch.broadcast_shapes(rows.shape[:-2], index.shape[:-1])
     target = rows.new_zeros(*batch, steps.shape[-1] + 1, rows.shape[-1])
     place = index.unsqueeze(-1).expand(*batch, index.shape[-1], rows.shape[-1])
     return target.scatter(-2, place, rows.expand(*batch, *rows.shape[-2:]))[..., :-1, :]
-
-
-def _root(variance: Tensor) -> Tensor:
-    """Standard deviations; 0 has gradient 0."""
-    noisy = variance > 0
-    return torch.where(noisy, torch.where(noisy, variance, torch.ones_like(variance)).sqrt(), variance)
-
-
-def _factor(covariance: Tensor) -> Tensor:
-    """Cholesky factor; gaps of length 0, of series with fewer gaps, have covariance 0 and get factor 0."""
-    none = (covariance.detach() == 0).all(-1).all(-1)[..., None, None]
-    eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
-    factor, info = torch.linalg.cholesky_ex(torch.where(none, eye, covariance))
-    if bool((info > 0).any()):
-        msg = (
-            "the covariance of the fine state over a gap is not positive definite: some direction gets no noise in the "
-            "whole gap. Let gaps be longer (merge windows by a larger `before`), or give every fine variable noise."
-        )
-        raise ValueError(msg)
-    return torch.where(none, torch.zeros_like(factor), factor)

@@ -7,14 +7,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import Distribution
 
 from ..ops.layout import time_first
 from ..ops.windows import Windows, gather_rows
 from ..sde.two_scale import FineSDE
-from ._multiscale_moments import GapLaws, exact_gaps
+from ._multiscale_levels import LevelsAbove, gaussian_moments, hole_laws, joined
+from ._multiscale_moments import GapLaws, Level, exact_gaps
 
-__all__ = ["AmortisedReEntry", "BurnIn", "ExactReEntry", "ReEntry", "gaussian_moments"]
+__all__ = ["AmortisedReEntry", "BurnIn", "ExactReEntry", "ReEntry"]
 
 
 class ReEntry(ABC):
@@ -24,8 +25,10 @@ class ReEntry(ABC):
     """Whether the bound is that of the model which simulates the gaps."""
 
     @abstractmethod
-    def gaps(self, fine: FineSDE, coarse: Tensor, windows: Windows, state_dim: int) -> GapLaws:
-        """Law of the fine state behind each gap given that before it."""
+    def gaps(
+        self, fine: FineSDE, coarse: Tensor, windows: Windows, state_dim: int, above: LevelsAbove | None = None
+    ) -> GapLaws:
+        """Law of the fine state behind each gap given that before it; `above` if there are several levels above."""
 
 
 class ExactReEntry(ReEntry):
@@ -43,13 +46,22 @@ class ExactReEntry(ReEntry):
 
     unbiased = True
 
-    def gaps(self, fine: FineSDE, coarse: Tensor, windows: Windows, state_dim: int) -> GapLaws:
-        """Composed Euler steps.
+    def gaps(
+        self, fine: FineSDE, coarse: Tensor, windows: Windows, state_dim: int, above: LevelsAbove | None = None
+    ) -> GapLaws:
+        """Composed Euler steps; where the level above has a gap too, given its states at both ends.
 
         Raises:
-            ValueError: if the fine SDE is not conditionally linear.
+            ValueError: if the fine SDE, or in common gaps one above it, is not conditionally linear.
         """
-        return exact_gaps(fine, coarse, windows, state_dim)
+        levels = (Level(fine, windows.fine_steps, state_dim),)
+        if above is None or not bool(above.windows.real_gaps.any()):
+            return exact_gaps(levels, coarse, windows)
+        holes = hole_laws(above, levels)
+        laws = exact_gaps(levels, coarse, windows, holes[1:])
+        if not (laws.diagonal and holes.diagonal):
+            laws, holes = laws.dense(), holes.dense()
+        return joined(holes[:1].then(laws[:1]), laws[1:])
 
     def __repr__(self) -> str:
         """Name."""
@@ -104,9 +116,11 @@ class BurnIn(ReEntry):
         states = states.reshape(*states.shape[:-2], index.shape[-2], self.history * coarse.shape[-1])
         return time_first(states, states.dim() - 2)
 
-    def gaps(self, fine: FineSDE, coarse: Tensor, windows: Windows, state_dim: int) -> GapLaws:
+    def gaps(
+        self, fine: FineSDE, coarse: Tensor, windows: Windows, state_dim: int, above: LevelsAbove | None = None
+    ) -> GapLaws:
         """Laws that do not depend on the state before the gap."""
-        del fine
+        del fine, above
         states = self.coarse_states(coarse, windows)
         mean, covariance, diagonal = gaussian_moments("entry", self.law(states), state_dim)
         mean = mean.expand(*states.shape[:-1], state_dim)
@@ -156,26 +170,3 @@ class AmortisedReEntry(BurnIn):
         log_q = self.module(states.detach()).log_prob(fine_states.detach())
         weights = valid.expand(log_q.shape).to(log_q.dtype)
         return -(log_q * weights).sum() / weights.sum().clamp(min=1)
-
-
-def gaussian_moments(name: str, law: Distribution, state_dim: int) -> tuple[Tensor, Tensor, bool]:
-    """Mean, covariance (or variances) of a Gaussian over one state, and whether these are variances.
-
-    Raises:
-        ValueError: if it is no Gaussian, or over another state.
-    """
-    if tuple(law.event_shape) != (state_dim,):
-        msg = f"`{name}` must have event shape ({state_dim},), received {tuple(law.event_shape)}. Add `.to_event(1)`?"
-        raise ValueError(msg)
-    base = law
-    while isinstance(base, Independent):
-        base = base.base_dist
-    if isinstance(base, Normal):
-        return base.loc, base.scale.square(), True
-    if isinstance(base, MultivariateNormal):
-        return base.loc, base.covariance_matrix, False
-    msg = (
-        f"`{name}` must be a Gaussian, Normal(...).to_event(1) or MultivariateNormal, where the fine path begins "
-        f"behind a gap; received {type(base).__name__}. Use one, or let every first window begin with the grid."
-    )
-    raise ValueError(msg)

@@ -14,11 +14,14 @@ from ..sde.two_scale import FineSDE
 from ..solvers.execution import Execution
 from ..solvers.noise import GivenNoise
 from ._coefficient_checks import check_kind
-from ._multiscale_moments import GapLaws
+from ._multiscale_checks import check_inputs, check_types, on_rows
+from ._multiscale_levels import LevelsAbove, gaussian_moments
+from ._multiscale_moments import GapLaws, Level
+from ._multiscale_parallel import gaps_forget, simulate_apart
 from ._multiscale_report import SkipReport, contraction_rate
 from ._multiscale_sde import WindowControl, WindowSDE, coarse_rows
 from .base import PathDistribution, check_initial
-from .multiscale_kernels import AmortisedReEntry, BurnIn, ExactReEntry, ReEntry, gaussian_moments
+from .multiscale_kernels import AmortisedReEntry, BurnIn, ExactReEntry, ReEntry
 from .sde_path import SDEPath
 
 __all__ = ["MultiScalePath"]
@@ -46,15 +49,25 @@ class MultiScalePath(SDEPath):
 
     A fine step sees coarse state and time at the start of its coarse step. Coefficients execute no Pyro statements.
 
+    A third level c is given both slower ones, on windows inside those of b, and so on; `scales` is then nested::
+
+        middle = MultiScalePath(scales.coarse.fine, b0, a, windows)
+        b = pyro.sample("b", middle)
+        inner = Windows.within(windows, before=0.1, after=0.0, fine_steps=10)
+        c = pyro.sample("c", MultiScalePath(scales.fine, c0, middle.beside(b), inner))
+
+    Windows that do not depend on each other, because the re-entry forgets (to round-off, if it is exact), are simulated
+    side by side: as many sequential steps as the longest one has.
+
     Args:
         fine: `FineSDE`, or ``fine.controlled(control)`` in a guide, with ``control(t, b, a)`` or, with `inputs`,
             ``control(t, b, a, inputs)``. The control acts on fine steps inside windows.
         initial: law of the fine state at the start of the grid, event shape ``(D,)``; Gaussian unless every first
             window begins there. In a guide it may differ from that of the model.
-        coarse: the coarse path, ``(*batch, K + 1, D_a)`` on ``windows.coarse``.
+        coarse: the coarse path, ``(*batch, K + 1, D_a)`` on ``windows.coarse``; of several levels, from `beside`.
         windows: where the fine path lives.
         reentry: law of the fine state behind a gap, the same in model and guide; `ExactReEntry` if None.
-        inputs: ``(*batch, K, C)``, one row per coarse step, for the control.
+        inputs: ``(*batch, K, C)``, one row per step of the slowest grid, for the control.
         execution: as for `SDEPath`.
         validate_args: as for every torch distribution.
 
@@ -85,7 +98,7 @@ class MultiScalePath(SDEPath):
         self,
         fine: FineSDE | ControlledSDE,
         initial: Distribution,
-        coarse: Tensor,
+        coarse: Tensor | LevelsAbove,
         windows: Windows,
         *,
         reentry: ReEntry | None = None,
@@ -95,26 +108,31 @@ class MultiScalePath(SDEPath):
     ) -> None:
         reentry = ExactReEntry() if reentry is None else reentry
         prior = _prior_of(fine)
-        _check_types(windows, reentry)
+        check_types(windows, reentry)
         check_initial(initial)
-        _check_coarse(coarse, windows)
-        _check_inputs(inputs, windows, controlled=isinstance(fine, ControlledSDE))
+        base, (states, windows, above) = windows, on_rows(coarse, windows)
+        check_inputs(inputs, windows, controlled=isinstance(fine, ControlledSDE))
         dim = initial.event_shape[0]
         first, gaps = initial, None
-        if bool((windows.gap_ends > windows.gap_starts).any()):
-            laws = reentry.gaps(prior, coarse, windows, dim)
+        if bool(windows.real_gaps.any()):
+            laws = reentry.gaps(prior, states, windows, dim, above)
             gaps = laws[1:] if windows.num_gaps else None
             first = _behind_first_gap(initial, laws[0], windows, dim)
-        rows = coarse_rows(coarse, windows)
+        rows = coarse_rows(states, windows)
         sde = WindowSDE(prior, rows, windows, gaps, dim)
+        inside = sde if gaps is None or not gaps.diagonal else WindowSDE(prior, rows, windows, None, dim)
         control_rows = None
         if isinstance(fine, ControlledSDE):
             columns = None if sde.noise is fine.noise or isinstance(sde.noise, DiagonalNoise) else dim
-            control = WindowControl(fine.control, coarse.shape[-1], columns)
-            sde, control_rows = ControlledSDE(sde, control), _control_rows(rows, windows, inputs)
+            control = WindowControl(fine.control, states.shape[-1], columns)
+            sde, inside = ControlledSDE(sde, control), ControlledSDE(inside, control)
+            control_rows = _control_rows(rows, windows, inputs)
         self._given = (fine, initial, reentry, inputs, coarse)
+        self._coarse, self._above, self._base = states, above, base
         self.windows = windows
-        self._twin: tuple[Windows, int] | None = None  # of a law that simulates gaps: the windows it stands for
+        self._apart = gaps if gaps_forget(gaps, windows) else None  # laws of gaps between windows that are independent
+        self._inside = (inside, inside.bind_rows(control_rows))
+        self._twin: int | None = None  # of a law that simulates gaps: width of the noise of the one that does not
         super().__init__(
             sde, first, windows.grid, inputs=control_rows, execution=execution, validate_args=validate_args
         )
@@ -124,24 +142,59 @@ class MultiScalePath(SDEPath):
         """Law of the fine state behind a gap."""
         return self._given[2]
 
-    def full(self) -> MultiScalePath:
-        """The law that simulates the gaps instead: same dynamics and windows of the guide, every fine step.
+    @property
+    def num_gaps(self) -> int:
+        """Number of gaps that `full` can simulate, of the series with most."""
+        return self._base.num_fills
 
-        Its bound has no bias. Its value has more rows, which ``windows.observed`` takes as well. Sampled from the same
-        state of the random generator, both laws have the same noise inside windows and leave it in the same state.
+    def beside(self, value: Tensor) -> LevelsAbove:
+        """Coarse states of a level below this one: those of all levels down to this one, at its rows.
+
+        Args:
+            value: the value of the site of this law, ``(..., R, D)``.
+
+        Raises:
+            ValueError: if `value` has another number of rows.
+        """
+        windows = self._base.full(self._base.fills_of(value))
+        slower = gather_rows(self._coarse, windows.coarse_rows)
+        batch = torch.broadcast_shapes(slower.shape[:-2], value.shape[:-2])
+        states = torch.cat([part.expand(*batch, *part.shape[-2:]) for part in (slower, value)], -1)
+        level = Level(_prior_of(self._given[0]), windows.fine_steps, value.shape[-1])
+        return LevelsAbove(states, windows, self._base, level, self._given[1], self._coarse, self._above)
+
+    def full(self, fills: int | None = None) -> MultiScalePath:
+        """The law that simulates gaps instead: same dynamics and windows of the guide, more fine steps.
+
+        Simulated over all gaps its bound has no bias. Its value has more rows, which ``windows.observed`` takes as
+        well. Sampled from the same state of the random generator, both laws have the same noise inside windows, and any
+        two of them in the gaps that they simulate, and leave it in the same state.
+
+        Args:
+            fills: number of gaps that are simulated, the first ones of every series; all of them if None.
+
+        Raises:
+            ValueError: if the levels above have not simulated them.
         """
         fine, initial, reentry, inputs, coarse = self._given
+        windows = self._base.full(fills)
+        if self._above is not None and self._above.windows is not windows.outer:
+            msg = (
+                "the gaps of the levels above must be simulated first, this one is given their states there. Sample "
+                "the level above from its own `full`, or all of them inside SimulatedGaps."
+            )
+            raise ValueError(msg)
         law = MultiScalePath(
             fine,
             initial,
             coarse,
-            self.windows.full(),
+            windows,
             reentry=reentry,
             inputs=inputs,
             execution=self.execution,
             validate_args=self._validate_args,
         )
-        law._twin = (self.windows, self._brownian_dim)
+        law._base, law._twin = self._base, self._noise_width
         law.site_name = self.site_name
         return law if law.batch_shape == self.batch_shape else law.expand(self.batch_shape)  # type: ignore[return-value]
 
@@ -151,16 +204,34 @@ class MultiScalePath(SDEPath):
         if execution.memory == "low":
             return super().simulate(initial)
         batch, like = initial.shape[:-1], {"dtype": initial.dtype, "device": initial.device}
-        windows, width = self._twin or (self.windows, self._brownian_dim)
-        normal = torch.randn((windows.grid.num_steps, *batch, width), **like)
+        normal = torch.randn((self._base.grid.num_steps, *batch, self._noise_width), **like)
         seed = int(torch.randint(2**62, ()))  # drawn by both kinds of law, so that what follows is the same
         if self._twin is not None:
-            generator = torch.Generator(initial.device).manual_seed(seed)
-            motions = self._brownian_dim
-            whole = torch.randn((self.grid.num_steps + 1, *batch, motions), generator=generator, **like)
-            place = time_first(windows.rows_in(self.windows).unsqueeze(-1), len(batch))
-            normal = whole.scatter(0, place.expand(-1, *batch, motions), normal[..., :motions])[:-1]
-        return self._integrate(initial, GivenNoise(normal), execution)
+            normal = self._noise_in_gaps(seed, normal)
+        if self._apart is None or execution.forward != "loop":
+            return self._integrate(initial, GivenNoise(normal), execution)
+        check_kind("initial", initial, self.grid)
+        with self.effects:
+            path = simulate_apart(*self._inside, self.windows, self._apart, initial, normal, execution)
+        self._check_finite(path)
+        return path
+
+    @property
+    def _noise_width(self) -> int:
+        return self._twin or self._brownian_dim
+
+    def _noise_in_gaps(self, seed: int, normal: Tensor) -> Tensor:
+        """Noise of this law, which simulates gaps: the given one of the windows, and from a seed that of the gaps.
+
+        Gaps are simulated from the first on, so their rows are the same whatever number of them is.
+        """
+        motions, batch = self._brownian_dim, normal.shape[1:-1]
+        generator = torch.Generator(normal.device).manual_seed(seed)
+        size = (self._base.most_rows, *batch, motions)  # a draw of another size would have other values
+        whole = torch.randn(size, generator=generator, dtype=normal.dtype, device=normal.device)
+        place = time_first(self._base.rows_in(self.windows).unsqueeze(-1), len(batch)).expand(-1, *batch, motions)
+        rows = self.windows.grid.num_steps + 1  # one to spare, for steps that are none of this law
+        return whole[:rows].scatter(0, place, normal[..., :motions])[:-1]
 
     def check_same_grid(self, other: PathDistribution) -> None:
         """Windows must agree, and the re-entry laws, whose terms must cancel."""
@@ -186,16 +257,16 @@ class MultiScalePath(SDEPath):
         Raises:
             ValueError: if the re-entry law is not learned, or there is no gap.
         """
-        reentry, coarse = self.reentry, self._given[4]
-        windows = self.windows if self._twin is None else self._twin[0]
-        valid = windows.gap_ends > windows.gap_starts
+        reentry, base = self.reentry, self._base
+        valid = base.real_gaps
         if not isinstance(reentry, AmortisedReEntry) or not bool(valid.any()):
-            msg = f"`entry_loss` needs windows with gaps and an AmortisedReEntry, received {windows!r} and {reentry!r}."
+            msg = f"`entry_loss` needs windows with gaps and an AmortisedReEntry, received {base!r} and {reentry!r}."
             raise ValueError(msg)
         whole = self if self._twin is not None else self.full()
         path = whole.sample()
-        behind = time_first(gather_rows(path, windows.gap_ends * windows.fine_steps), path.dim() - 2)
-        states = reentry.coarse_states(coarse, windows)
+        windows = base.over(base.num_fills)
+        behind = time_first(gather_rows(path, windows.places(windows.gap_ends)), path.dim() - 2)
+        states = reentry.coarse_states(self._coarse, windows)
         states = states.reshape(len(states), *[1] * (behind.dim() - states.dim()), *states.shape[1:])
         valid = valid.movedim(-1, 0)
         valid = valid.reshape(len(valid), *[1] * (behind.dim() - 1 - valid.dim()), *valid.shape[1:])
@@ -204,16 +275,15 @@ class MultiScalePath(SDEPath):
     def report(self) -> SkipReport:
         """What the windows save and how biased the re-entry is, from one pair of coupled simulations."""
         fine, initial, reentry, _, coarse = self._given
-        windows = self.windows if self._twin is None else self._twin[0]
         with torch.no_grad():
-            law = MultiScalePath(_prior_of(fine), initial, coarse, windows, reentry=reentry)
-            rate = contraction_rate(law, windows)
-        return SkipReport.of(windows, rate, unbiased=reentry.unbiased)
+            law = MultiScalePath(_prior_of(fine), initial, coarse, self._base, reentry=reentry)
+            rate = contraction_rate(law, law.windows)
+        return SkipReport.of(self._base, rate, unbiased=reentry.unbiased)
 
 
 def _behind_first_gap(initial: Distribution, law: GapLaws, windows: Windows, dim: int) -> Distribution:
     """Law of the first state on the rows, from that at the start of the grid."""
-    late = windows.gap_ends[..., 0] > 0
+    late = windows.real_gaps[..., 0]
     if not bool(late.any()):
         return initial
     mean, covariance, diagonal = gaussian_moments("initial", initial, dim)
@@ -233,7 +303,7 @@ def _control_rows(rows: Tensor, windows: Windows, inputs: Tensor | None) -> Tens
     """Rows ``[a, active, inputs]`` of a control."""
     parts = [rows[..., :-1], windows.active.unsqueeze(-1).to(rows)]
     if inputs is not None:
-        parts.append(gather_rows(inputs, windows.coarse_index))
+        parts.append(gather_rows(inputs, windows.slowest_index))
     batch = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
     return torch.cat([part.expand(*batch, part.shape[-1]) for part in parts], -1)
 
@@ -252,39 +322,3 @@ def _prior_of(fine: SDE) -> FineSDE:
         )
         raise TypeError(msg)
     return prior
-
-
-def _check_types(windows: object, reentry: object) -> None:
-    if not isinstance(windows, Windows):
-        msg = f"`windows` must be Windows, received {type(windows).__name__}. Write Windows.around(grid, ...)."
-        raise TypeError(msg)
-    if not isinstance(reentry, ReEntry):
-        msg = (
-            f"`reentry` must be ExactReEntry(), BurnIn(entry) or AmortisedReEntry(entry), received "
-            f"{type(reentry).__name__}."
-        )
-        raise TypeError(msg)
-
-
-def _check_coarse(coarse: Tensor, windows: Windows) -> None:
-    points = windows.coarse.num_steps + 1
-    if coarse.dim() < 2 or coarse.shape[-2] != points:
-        msg = (
-            f"`coarse` must be a path (*batch, {points}, D_a) on the coarse grid of the windows, received "
-            f"{tuple(coarse.shape)}. If these are fine states, the levels are in the wrong order."
-        )
-        raise ValueError(msg)
-    check_kind("coarse", coarse, windows.coarse)
-
-
-def _check_inputs(inputs: Tensor | None, windows: Windows, *, controlled: bool) -> None:
-    if inputs is None:
-        return
-    steps = windows.coarse.num_steps
-    if not controlled or inputs.dim() < 2 or inputs.shape[-2] != steps:
-        msg = (
-            f"`inputs` are for the control, one row per coarse step: shape (*batch, {steps}, C) and "
-            f"fine.controlled(control); received {tuple(inputs.shape)}{'' if controlled else ' without a control'}."
-        )
-        raise ValueError(msg)
-    check_kind("inputs", inputs, windows.coarse)

@@ -67,7 +67,7 @@ class TwoScaleSDE(SDE):
 
     As an ordinary `SDE` it serves everything that takes one, such as `SDEPath` for a full simulation. Its two parts
     serve a `SDEPath` of the coarse variables and a `MultiScalePath` of the fine ones given these. A third level is a
-    two-scale SDE as `coarse`, whose state is all that is slower.
+    two-scale SDE as `coarse`, whose state is all that is slower; `levels` are then the three parts.
 
     Args:
         coarse: SDE of the coarse variables alone.
@@ -78,7 +78,8 @@ class TwoScaleSDE(SDE):
         coarse, fine, coarse_dim: as given.
 
     Raises:
-        ValueError: if the levels are in the wrong order, `coarse_dim` is no positive integer or `coarse` is no Itô SDE.
+        ValueError: if the levels are in the wrong order, `coarse_dim` is no positive integer or not more than that of a
+            nested `coarse`, or `coarse` is no Itô SDE.
         TypeError: if a level is no SDE.
 
     Example:
@@ -94,6 +95,12 @@ class TwoScaleSDE(SDE):
         _check_levels(coarse, fine)
         if not isinstance(coarse_dim, int) or isinstance(coarse_dim, bool) or coarse_dim < 1:
             msg = f"`coarse_dim` must be a positive integer, the number of coarse variables; received {coarse_dim!r}."
+            raise ValueError(msg)
+        if isinstance(coarse, TwoScaleSDE) and coarse_dim <= coarse.coarse_dim:
+            msg = (
+                f"`coarse_dim` counts the variables of all slower levels: it must be more than {coarse.coarse_dim}, "
+                f"that of `coarse`; received {coarse_dim}."
+            )
             raise ValueError(msg)
         diagonal = all(isinstance(part.noise, DiagonalNoise) for part in (coarse, fine))
         joint = _Joint(coarse, fine, coarse_dim)
@@ -113,6 +120,12 @@ class TwoScaleSDE(SDE):
     def coarse_dim(self) -> int:
         """Number of coarse variables."""
         return self.drift.coarse_dim  # type: ignore[attr-defined]
+
+    @property
+    def levels(self) -> tuple[SDE, ...]:
+        """All levels, the slowest first: an SDE, and a `FineSDE` for each finer one."""
+        slower = self.coarse.levels if isinstance(self.coarse, TwoScaleSDE) else (self.coarse,)
+        return (*slower, self.fine)
 
     def split(self, path: Tensor) -> tuple[Tensor, Tensor]:
         """Coarse and fine part of states ``(..., D)``."""
@@ -227,6 +240,12 @@ def _check_levels(coarse: object, fine: object) -> None:
         raise TypeError(msg)
     if coarse.sde_type != "ito":
         msg = f"`coarse` must be an Itô SDE, received a {coarse.sde_type} one. Pass coarse.ito()."
+        raise ValueError(msg)
+    if isinstance(fine, TwoScaleSDE):
+        msg = (
+            "the levels are in the wrong order: `fine` is a TwoScaleSDE, whose coarse variables ignore those above. "
+            "Nest the slower levels, TwoScaleSDE(TwoScaleSDE(slow, middle, n), fast, m)."
+        )
         raise ValueError(msg)
     if not isinstance(fine, FineSDE):
         msg = f"`fine` must be a FineSDE, received {type(fine).__name__}. Write {_FINE_FORM}, a the coarse state."

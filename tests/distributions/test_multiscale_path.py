@@ -16,7 +16,6 @@ from pyro_sde.distributions.multiscale_kernels import AmortisedReEntry, BurnIn, 
 from pyro_sde.distributions.multiscale_path import MultiScalePath
 from pyro_sde.infer.check import check
 from pyro_sde.ops.windows import Windows
-from pyro_sde.sde import OrnsteinUhlenbeck
 from pyro_sde.sde.two_scale import FineSDE
 from pyro_sde.solvers.execution import Execution
 from pyro_sde.testing import check_distribution
@@ -35,6 +34,21 @@ from tests.distributions.multiscale_problem import (
     skipped_bound,
     whole,
     windows_from,
+)
+from tests.distributions.skipping_problem import (
+    LINEAR,
+    MATRIX,
+    MOVING,
+    Problem,
+    Well,
+    coarse_of,
+    control,
+    entry_law,
+    grid_of,
+    noise,
+    normal,
+    short_windows,
+    three_controls,
 )
 
 
@@ -109,73 +123,6 @@ def test_report_of_dynamics_that_do_not_contract():
 
 
 # ------------------------------------------------------------------------------------------------ a nonlinear problem
-def grid_of(dtype=torch.float64) -> TimeGrid:
-    return TimeGrid(torch.tensor([[0.4, 3.0], [1.0, 3.4]], dtype=dtype), start=0.0, end=4.0, max_step=0.2)
-
-
-class Well(nn.Module):
-    """Double well that the coarse variable tilts."""
-
-    def __init__(self):
-        super().__init__()
-        self.strength = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
-
-    def forward(self, t, b, a):
-        return self.strength * (b - b**3) + a[..., :1]
-
-
-def pull(t, b, a):
-    return 2 * (a[..., :1] - b)
-
-
-def noise(t, b, a):
-    return 0.7 * torch.ones_like(b)
-
-
-def turning_noise(t, b, a):
-    rows = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.5, 0.3]], dtype=b.dtype)
-    return rows * (1 + 0.1 * a[..., :1, None])
-
-
-def control(t, b, a):
-    return 0.5 * torch.sin(b) + 0.3 * a[..., :1] + t
-
-
-def three_controls(t, b, a):
-    return torch.cat([b, a[..., :1] + 0 * b[..., :1]], -1)
-
-
-def matrix_pull(t, b, a):
-    return torch.stack([a[..., 0] - b[..., 0], b[..., 0] - 3 * b[..., 1]], -1)
-
-
-def moving_pull(t, b, a):
-    """The time that it sees is that of the coarse step, in windows and gaps."""
-    return 2 * (a[..., :1] - b) + 3 * torch.sin(8 * t)
-
-
-LINEAR = FineSDE(pull, noise)
-MOVING = FineSDE(moving_pull, noise)
-MATRIX = FineSDE(matrix_pull, turning_noise, noise_type="general")
-SLOW = OrnsteinUhlenbeck(0.5, 0.5)
-
-
-def entry_law(a):
-    return dist.Normal(0.8 * a[..., -1:], 0.6).to_event(1)
-
-
-def normal(width=1, dtype=torch.float64, loc=0.0, scale=1.0):
-    return dist.Normal(torch.full((width,), loc, dtype=dtype), scale).to_event(1)
-
-
-def coarse_of(grid, *sample):
-    return SDEPath(SLOW, normal(dtype=grid.times.dtype), grid).sample(sample)
-
-
-def short_windows(grid=None, fine_steps=2) -> Windows:
-    return Windows.around(grid_of() if grid is None else grid, before=0.2, after=0.0, fine_steps=fine_steps)
-
-
 @pytest.mark.parametrize("width", [1, 2])
 def test_law_without_gaps_is_the_sde_path_on_the_fine_grid(width):
     grid = grid_of()
@@ -281,6 +228,79 @@ def test_both_laws_share_the_noise_inside_windows_and_leave_the_same_generator()
     torch.testing.assert_close(long.gather(-2, place).diff(dim=-2)[windows.active], short.diff(dim=-2)[windows.active])
 
 
+def many_windows(dtype=torch.float64) -> Windows:
+    """Three windows in the first series, two in the second, which ends earlier, and one in the third."""
+    rows = [[0.0, 3.0, 6.0, 6.4], [1.0, 5.0, 5.0, 5.0], [2.0, 2.4, 2.4, 2.4]]
+    grid = TimeGrid(torch.tensor(rows, dtype=dtype), start=0.0, max_step=0.2)
+    return Windows.around(grid, before=0.5, after=0.3, fine_steps=2)
+
+
+def quick_pull(t, b, a):
+    return 9 * (a[..., :1] - b) + torch.sin(8 * t)  # a gap of 2 leaves 0.1^20 of what was before
+
+
+QUICK = FineSDE(quick_pull, noise)
+
+
+@pytest.mark.parametrize("case", ["exact", "burn_in", "matrix"])
+def test_windows_that_forget_run_side_by_side_and_give_the_path_of_the_loop(case):
+    """Values, gradients and what is left of the generator; series have different windows, and none but one."""
+    windows = many_windows()
+    fine, width = (MATRIX, 2) if case == "matrix" else (QUICK, 1)
+    wide = three_controls if case == "matrix" else control
+    reentry = {"exact": None, "burn_in": BurnIn(entry_law), "matrix": BurnIn(two_entries)}[case]
+    results = []
+    for apart in (True, False):
+        pyro.set_rng_seed(8)
+        coarse = torch.randn(5, 3, windows.coarse.num_steps + 1, 1, dtype=torch.float64).cumsum(-2).mul(0.2)
+        coarse.requires_grad_()
+        law = MultiScalePath(fine.controlled(wide), normal(width), coarse, windows, reentry=reentry)
+        assert law._apart is not None
+        law._apart = law._apart if apart else None
+        path = law.rsample((2,))
+        after = torch.rand(())
+        (path.sin().sum() + law.log_prob(path).sum()).backward()
+        results.append((path.detach(), after, coarse.grad))
+    assert results[0][0].shape == (2, 5, 3, windows.grid.num_steps + 1, width)
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
+
+
+def test_windows_side_by_side_take_as_many_steps_as_the_longest():
+    windows = many_windows()
+    calls = []
+
+    def counted(t, b, a):
+        calls.append(b.shape)
+        return quick_pull(t, b, a)
+
+    law = MultiScalePath(FineSDE(counted, noise), normal(), coarse_of(windows.coarse), windows)
+    calls.clear()
+    law.sample()
+    longest = int((windows.gap_starts[..., 1:] - windows.gap_ends[..., :-1]).max()) * 2
+    assert windows.grid.num_steps > 2 * longest
+    assert len(calls) <= longest + 4  # and the first calls that look at shapes
+
+
+def test_windows_of_slow_dynamics_run_one_after_the_other():
+    grid = grid_of()
+    law = MultiScalePath(LINEAR, normal(), coarse_of(grid), short_windows(grid))  # remembers 0.8^20 over the gap
+    assert law._apart is None
+
+
+def test_exact_windows_side_by_side_in_float32():
+    windows = many_windows(torch.float32)
+    coarse = torch.zeros(3, windows.coarse.num_steps + 1, 1, dtype=torch.float32)
+    law = MultiScalePath(QUICK, normal(dtype=torch.float32), coarse, windows)
+    paths = []
+    for gaps in (law._apart, None):
+        pyro.set_rng_seed(1)
+        law._apart = gaps
+        paths.append(law.sample())
+    assert law._given[2].unbiased
+    torch.testing.assert_close(*paths, rtol=1e-4, atol=1e-5)
+
+
 def two_entries(a):
     return dist.Normal(torch.cat([a, -a], -1), 0.5).to_event(1)
 
@@ -372,37 +392,6 @@ def test_float32_density_is_close_to_float64():
 
 
 # ------------------------------------------------------------------------------------------------ inference
-Y = torch.tensor([[0.5, -0.2], [0.1, 0.9]], dtype=torch.float64).unsqueeze(-1)
-
-
-class Problem:
-    """Model and guide on two series."""
-
-    def __init__(self, reentry=None, fine=LINEAR):
-        self.grid = grid_of()
-        self.windows = short_windows(self.grid)
-        self.reentry, self.fine = reentry, fine
-        self.net = nn.Linear(2, 1).double()
-
-    def u(self, t, b, a):
-        return self.net(torch.cat([b, a.expand_as(b)], -1))
-
-    def sample(self, fine):
-        a = pyro.sample("a", SDEPath(SLOW, normal(), self.grid))
-        law = MultiScalePath(fine, normal(), a, self.windows, reentry=self.reentry)
-        return pyro.sample("b", law)
-
-    def model(self):
-        with pyro.plate("series", 2):
-            b = self.sample(self.fine)
-            pyro.sample("y", dist.Normal(self.windows.observed(b), 0.5).to_event(2), obs=Y)
-
-    def guide(self):
-        pyro.module("net", self.net)
-        with pyro.plate("series", 2):
-            self.sample(self.fine.controlled(self.u))
-
-
 @pytest.mark.parametrize("loss", [Trace_ELBO(), PathELBO(), PathELBO(kl="closed"), PathELBO(kl="full")])
 def test_every_bound_trains(loss):
     problem = Problem()
@@ -458,7 +447,7 @@ def test_wrong_shapes_are_named():
         MultiScalePath(LINEAR, normal(), coarse.float(), windows)
     with pytest.raises(ValueError, match="`inputs` are for the control.*without a control"):
         MultiScalePath(LINEAR, normal(), coarse, windows, inputs=torch.zeros(20, 1).double())
-    with pytest.raises(ValueError, match="one row per coarse step"):
+    with pytest.raises(ValueError, match="one row per step of the slowest grid"):
         MultiScalePath(LINEAR.controlled(control), normal(), coarse, windows, inputs=torch.zeros(3, 1).double())
     law = dist.Laplace(torch.zeros(1).double(), 1.0).to_event(1)
     with pytest.raises(ValueError, match="`initial` must be a Gaussian.*behind a gap"):
@@ -506,3 +495,59 @@ def test_entry_loss_needs_a_learned_entry():
     law = MultiScalePath(LINEAR, normal(), coarse_of(grid), short_windows(grid))
     with pytest.raises(ValueError, match="`entry_loss` needs windows with gaps and an AmortisedReEntry"):
         law.entry_loss()
+
+
+# ------------------------------------------------------------------------------------------------ a controlled law
+def linear_control(t, b, a):
+    return 0.8 * b - 0.5 * a[..., :1] + 0.3 * torch.sin(t)
+
+
+@pytest.mark.parametrize("fine", [LINEAR, QUICK])
+def test_a_controlled_law_is_the_marginal_of_the_one_that_simulates_the_gaps(fine):
+    """So the two bounds have one mean: both laws are Gaussian, and their moments are read off their densities."""
+    windows = short_windows(grid_of()[0])
+    coarse = coarse_of(windows.coarse)
+    law = MultiScalePath(fine.controlled(linear_control), normal(loc=0.4), coarse, windows)
+    moments = []
+    for one in (law, law.full()):
+        found = quadratic(lambda flat, one=one: one.log_prob(flat.unsqueeze(-1)), one.event_shape[0])
+        moments.append((found.mean(), torch.linalg.inv(found.precision)))
+    rows = windows.fine_places
+    torch.testing.assert_close(moments[0][0], moments[1][0][rows], rtol=0, atol=1e-10)
+    torch.testing.assert_close(moments[0][1], moments[1][1][rows][:, rows], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("fine", [LINEAR, QUICK])
+def test_the_noise_of_a_path_is_that_which_was_drawn(fine):
+    """Of the windows, loop or side by side, and of the full law, which has it in its windows."""
+    windows = short_windows(grid_of()[0])
+    law = MultiScalePath(fine.controlled(linear_control), normal(), coarse_of(windows.coarse), windows)
+    pyro.set_rng_seed(9)
+    path = law.sample()
+    pyro.set_rng_seed(9)
+    law.initial.sample()
+    drawn = torch.randn(windows.grid.num_steps, 1, dtype=torch.float64)
+    torch.testing.assert_close(law.noise_of(path), drawn)
+    pyro.set_rng_seed(9)
+    whole = law.full()
+    noise = whole.noise_of(whole.sample())
+    place = windows.rows_in(whole.windows)[windows.active]
+    torch.testing.assert_close(noise[place], drawn[windows.active])
+    others = noise[~whole.windows.active].flatten()
+    assert float((others.unsqueeze(-1) - drawn.flatten()).abs().min()) > 1e-6  # noise of its own in the gaps
+
+
+def test_laws_that_simulate_some_gaps_share_the_noise_in_them():
+    grid = grid_of()
+    windows = short_windows(grid)
+    law = MultiScalePath(LINEAR, normal(), coarse_of(grid), windows)
+    found = []
+    for fills in (1, 2):
+        pyro.set_rng_seed(10)
+        one = law.full(fills)
+        found.append(one.noise_of(one.sample()))
+    filled = windows.gap_ends[..., 0] * 2  # steps before the first window
+    for series, count in enumerate(filled.tolist()):
+        assert count > 0
+        torch.testing.assert_close(found[0][series, :count], found[1][series, :count])
+        assert len(found[0][series, :count].unique()) == count

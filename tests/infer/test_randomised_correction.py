@@ -11,10 +11,10 @@ from pyro import poutine
 from pyro_sde import PathELBO
 from pyro_sde.distributions.multiscale_kernels import BurnIn
 from pyro_sde.distributions.multiscale_path import MultiScalePath
-from pyro_sde.infer.randomised_correction import RandomisedCorrection, SimulatedGaps
+from pyro_sde.infer.randomised_correction import GapwiseCorrection, RandomisedCorrection, SimulatedGaps
 from pyro_sde.ops.windows import Windows
 from pyro_sde.testing.statistics import z_test
-from tests.distributions.test_multiscale_path import (
+from tests.distributions.skipping_problem import (
     LINEAR,
     Problem,
     coarse_of,
@@ -99,10 +99,96 @@ def test_randomised_correction_is_unbiased():
     assert z_test(torch.tensor(skip) - torch.stack(full)[:, 0], 0.0).p_value < 1e-6
 
 
+def far_off(a):
+    """A narrow entry law in the wrong place: every gap biases the bound in one direction."""
+    return dist.Normal(a[..., -1:] + 2.0, 0.2).to_event(1)
+
+
+def test_the_first_gaps_alone_can_be_simulated():
+    problem = Problem(BurnIn(entry_law))
+    rows = []
+    for fills in range(4):
+        with SimulatedGaps(fills) as counted:
+            rows.append(poutine.trace(problem.guide).get_trace().nodes["b"]["value"].shape[-2])
+    assert rows == [6, 14, 41, 41]  # windows; what is before the first of them; all of it
+    assert counted.num_gaps == 2
+
+
+def test_gapwise_correction_adds_the_terms_of_the_gaps_that_were_drawn():
+    problem = Problem(BurnIn(far_off))
+    elbo, half = PathELBO(), GapwiseCorrection(PathELBO(), 0.5)
+    seen = set()
+    for seed in range(12):
+        losses = []
+        for fills in range(3):
+            pyro.set_rng_seed(seed)
+            with SimulatedGaps(fills):
+                losses.append(float(elbo.differentiable_loss(problem.model, problem.guide).detach()))
+        pyro.set_rng_seed(seed)
+        value = float(half(problem.model, problem.guide).detach())
+        expected = losses[0] + sum((losses[gap] - losses[gap - 1]) / 0.5 for gap in half.differences)
+        assert value == pytest.approx(expected)
+        assert list(half.differences.values()) == pytest.approx([losses[j - 1] - losses[j] for j in half.differences])
+        seen.add(tuple(half.differences))
+        pyro.set_rng_seed(seed)
+        whole = float(GapwiseCorrection(elbo, 1.0)(problem.model, problem.guide).detach())
+        assert whole == pytest.approx(losses[2])
+    assert seen == {(), (1,), (2,), (1, 2)}  # independent coins: one for all gaps would leave out two of the four
+
+
+def test_gapwise_correction_leaves_the_generator_as_one_evaluation_and_the_coins_do():
+    problem = Problem(BurnIn(far_off))
+    correction = GapwiseCorrection(PathELBO(), 1.0)
+    pyro.set_rng_seed(3)
+    correction(problem.model, problem.guide)
+    after = torch.rand(())
+    pyro.set_rng_seed(3)
+    PathELBO().differentiable_loss(problem.model, problem.guide)
+    torch.rand(2)
+    assert torch.equal(after, torch.rand(()))
+
+
+def gradient_of(problem, loss):
+    problem.net.zero_grad()
+    loss.backward()
+    return torch.cat([loss.detach().reshape(1), *(p.grad.reshape(-1) for p in problem.net.parameters())])
+
+
+def test_gapwise_correction_is_unbiased():
+    problem = Problem(BurnIn(far_off))
+    elbo = PathELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1)
+    correction = GapwiseCorrection(elbo, 0.5)
+    full, mixed = [], []
+    for seed in range(140):
+        pyro.set_rng_seed(seed)
+        mixed.append(gradient_of(problem, correction(problem.model, problem.guide)))
+        pyro.set_rng_seed(seed + 10_000)
+        with SimulatedGaps():
+            full.append(gradient_of(problem, elbo.differentiable_loss(problem.model, problem.guide)))
+    z_test(torch.stack(mixed) - torch.stack(full), 0.0).require()
+
+
+def test_a_coin_for_every_gap_has_less_variance_where_gaps_bias_in_one_direction():
+    """Extra variances (1/p - 1) E sum D_j^2 and (1/p - 1) E (sum D_j)^2, from the terms of every gap."""
+    problem = Problem(BurnIn(far_off))
+    elbo = PathELBO(num_particles=30, vectorize_particles=True, max_plate_nesting=1)
+    correction = GapwiseCorrection(elbo, 1.0)
+    terms = []
+    for seed in range(100):
+        pyro.set_rng_seed(seed)
+        correction(problem.model, problem.guide)
+        terms.append([correction.differences[1], correction.differences[2]])
+    terms = torch.tensor(terms)
+    gain = terms.sum(-1).square() - terms.square().sum(-1)
+    assert z_test(gain, 0.0).p_value < 1e-5
+    assert float(gain.mean()) > 0.3 * float(terms.sum(-1).square().mean())
+
+
+@pytest.mark.parametrize("correction", [RandomisedCorrection, GapwiseCorrection])
 @pytest.mark.parametrize("probability", [0.0, 1.5, -1.0])
-def test_a_wrong_probability_is_named(probability):
+def test_a_wrong_probability_is_named(correction, probability):
     with pytest.raises(ValueError, match="0 < probability <= 1"):
-        RandomisedCorrection(PathELBO(), probability)
+        correction(PathELBO(), probability)
 
 
 def test_a_wrapped_law_cannot_simulate_its_gaps():
@@ -112,6 +198,7 @@ def test_a_wrapped_law_cannot_simulate_its_gaps():
         pyro.sample("b", law.mask(False))
 
 
-def test_a_correction_of_no_bound_is_named():
+@pytest.mark.parametrize("correction", [RandomisedCorrection, GapwiseCorrection])
+def test_a_correction_of_no_bound_is_named(correction):
     with pytest.raises(TypeError, match="`differentiable_loss`"):
-        RandomisedCorrection(3.0, 0.5)
+        correction(3.0, 0.5)

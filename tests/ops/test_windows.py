@@ -168,3 +168,89 @@ def test_a_path_of_other_length_is_named():
 
 def test_repr_shows_the_sizes():
     assert "gaps=3, fine_steps=5" in repr(Windows.around(ragged(), before=0.5, after=0.0, fine_steps=5))
+
+
+def nested(befores=(0.9, 0.3)):
+    outer = Windows.around(ragged(), before=befores[0], after=0.4, fine_steps=3)
+    return outer, Windows.within(outer, before=befores[1], after=0.0, fine_steps=2)
+
+
+def test_windows_within_windows_are_those_around_on_the_finer_grid():
+    """Their rows and gaps, but for the points that the level above does not have."""
+    outer, inner = nested()
+    fine = Windows.around(ragged().refine(3), before=0.3, after=0.0, fine_steps=2)
+    torch.testing.assert_close(inner.grid.times, fine.grid.times)
+    torch.testing.assert_close(inner.observed_index, fine.observed_index)
+    torch.testing.assert_close(inner.skipped, fine.skipped)
+    assert torch.equal(inner.fine_places, fine.fine_places)
+    assert torch.equal(inner.active, fine.active)
+    assert inner.outer is outer
+    assert inner.holes.sum(-1).tolist() == [1, 1]  # between the windows of the level above
+    assert bool((inner.coarse.steps[inner.holes] > 0.5).all())
+    assert inner.slowest is outer.coarse
+
+
+def test_time_seen_is_the_start_of_the_slowest_step():
+    outer, inner = nested()
+    for windows in (outer, inner):
+        times = windows.times_seen.expand(2, -1).gather(-1, windows.coarse_index)
+        slow = windows.slowest.times.expand(2, -1).gather(-1, windows.slowest_index)
+        torch.testing.assert_close(times, slow)
+        offset = (windows.grid.times[..., :-1] - slow)[windows.active]
+        assert bool(((offset > -1e-12) & (offset < 0.5 - 1e-9)).all())
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_each_filling_covers_one_gap_more(level):
+    windows = nested()[level]
+    places = torch.cat([windows.fine_places[..., :1], windows.gap_rows[..., 1:]], -1)
+    assert windows.num_fills == windows.num_gaps == places.shape[-1] - 1
+    rows = {windows.grid.num_steps + 1}
+    for fills in range(1, windows.num_fills + 1):
+        filled = windows.full(fills)
+        assert filled.num_gaps == windows.num_gaps - fills
+        assert torch.equal(filled.active.sum(-1), windows.active.sum(-1))
+        rows.add(filled.grid.num_steps + 1)
+        values = filled.grid.times.unsqueeze(-1)
+        torch.testing.assert_close(windows.observed(values).squeeze(-1), windows.coarse.observed_times)
+        assert windows.fills_of(values) == fills
+        place = windows.rows_in(filled)
+        begins = torch.cat([filled.grid.times, torch.zeros(2, 1)], -1).gather(-1, place)
+        kept = place < filled.grid.num_steps
+        torch.testing.assert_close(begins[kept], windows.grid.times[..., :-1][kept])
+        assert int(kept.sum()) >= int(windows.active.sum())  # and the gaps that are left
+    assert len(rows) == windows.num_fills + 1
+    assert filled is windows.full()
+    torch.testing.assert_close(filled.grid.times[0], torch.linspace(0, 10, 20 * (3, 6)[level] + 1).double())
+
+
+def test_a_gap_before_the_first_window_is_the_first_to_be_filled():
+    grid = TimeGrid(torch.tensor([2.0, 8.0]), start=0.0, max_step=0.5)
+    windows = Windows.around(grid, before=0.5, after=0.0, fine_steps=2)
+    assert windows.num_fills == 2
+    assert windows.real_gaps.tolist() == [True, True]
+    first = windows.full(1)
+    assert float(first.grid.times[0]) == 0.0
+    assert first.num_gaps == 1
+    assert windows.real_gaps.shape == windows.gap_starts.shape
+    assert torch.equal(windows.places(windows.gap_ends), windows.gap_ends * 2)
+
+
+def test_windows_that_do_not_lie_in_those_above_are_named():
+    outer = Windows.around(ragged(), before=0.5, after=0.0, fine_steps=3)
+    with pytest.raises(ValueError, match="inside those of the level above.*reach beyond"):
+        Windows.within(outer, before=1.0, after=0.0, fine_steps=2)
+    grid = TimeGrid(torch.tensor([1.0, 5.0]), max_step=0.5)
+    idle = Windows(grid, torch.tensor([1.0, 3.0, 4.5]), torch.tensor([1.5, 3.5, 5.0]), fine_steps=3)
+    with pytest.raises(ValueError, match="inside those of the level above.*leave out a window"):
+        Windows.within(idle, before=0.1, after=0.0, fine_steps=2)
+
+
+def test_a_gap_of_the_level_above_is_a_gap_even_if_steps_are_not_cut():
+    outer = Windows.around(TimeGrid(torch.tensor([1.0, 5.0]), max_step=0.5), before=0.5, after=0.0, fine_steps=3)
+    inner = Windows.within(outer, before=0.5, after=0.0, fine_steps=1)
+    assert inner.num_gaps == outer.num_gaps == 1
+    assert torch.equal(inner.active, outer.active)
+    assert torch.equal(inner.gap_rows, outer.gap_rows)
+    assert inner.full().grid.num_steps == outer.full().grid.num_steps == 24
+    assert torch.equal(inner.rows_in(inner.full()), outer.rows_in(outer.full()))

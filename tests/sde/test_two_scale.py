@@ -135,6 +135,19 @@ def test_levels_in_the_wrong_order_are_named():
         TwoScaleSDE(FineSDE(towards, unit), OrnsteinUhlenbeck(1.0, 1.0), coarse_dim=1)
 
 
+def test_levels_nested_in_the_wrong_place_are_named():
+    with pytest.raises(ValueError, match="wrong order: `fine` is a TwoScaleSDE"):
+        TwoScaleSDE(OrnsteinUhlenbeck(0.5, 0.5), scales(), coarse_dim=1)
+    with pytest.raises(ValueError, match="variables of all slower levels: it must be more than 1"):
+        TwoScaleSDE(scales(), FineSDE(towards, unit), coarse_dim=1)
+
+
+def test_nested_levels_are_listed_from_slow_to_fast():
+    nested = TwoScaleSDE(scales(), FineSDE(towards, unit), coarse_dim=3)
+    assert nested.levels == (nested.coarse.coarse, nested.coarse.fine, nested.fine)
+    assert nested.coefficients(torch.zeros(1), torch.ones(4, 5), (None,)).drift.shape == (4, 5)
+
+
 def test_a_common_brownian_motion_is_refused():
     def shared(t, z):
         return torch.ones(*z.shape[:-1], 2, 1, dtype=z.dtype)
