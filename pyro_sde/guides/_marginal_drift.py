@@ -10,38 +10,67 @@ from torch import Tensor, nn
 from ..distributions.sde_path import SDEPath
 from ..nn.diffusion import DiagonalDiffusion
 from ..nn.marginals import Marginals
+from ..nn.sigmoid_map import SigmoidMap
 from ..sde.base import SDE
 
-__all__ = ["ImpliedDrift", "Moments", "check_moments", "control_cost", "implied_drift", "moments_at", "scaled"]
+__all__ = ["Bend", "ImpliedDrift", "Moments", "check_moments", "control_cost", "implied_drift", "moments_at", "scaled"]
+
+
+class Bend(NamedTuple):
+    """Map of the noise, its weights ``(..., D, K)``, and their derivative with respect to time."""
+
+    sigmoids: SigmoidMap
+    weights: Tensor
+    rate: Tensor
 
 
 class Moments(NamedTuple):
-    """Moments of the marginals at some times, and their derivatives with respect to time."""
+    r"""Marginals :math:`z = m + S^{1/2} x` with :math:`x = \epsilon` or :math:`x = h_w(\epsilon)`, and their rates."""
 
     mean: Tensor  # (..., D)
     scale: Tensor  # (..., D) or (..., D, D)
     mean_rate: Tensor
     scale_rate: Tensor
+    bend: Bend | None = None
+
+    def expand(self, shape: torch.Size) -> Moments:
+        """All leading dimensions of states of this shape."""
+        rank, bend = self.mean.dim(), self.bend
+        if bend is not None:
+            bend = bend._replace(weights=_expand(bend.weights, shape, rank), rate=_expand(bend.rate, shape, rank))
+        mean, scale, mean_rate, scale_rate = (_expand(part, shape, rank) for part in self[:4])
+        return Moments(mean, scale, mean_rate, scale_rate, bend)
 
     def state(self, eps: Tensor) -> Tensor:
-        """State :math:`m + S^{1/2} eps`."""
-        return self.mean + scaled(self.scale, eps)
+        """State of standard normal noise."""
+        return self.mean + scaled(self.scale, self._bent(eps))
 
     def noise_of(self, z: Tensor) -> Tensor:
         """The inverse of `state`."""
-        if self.scale.dim() == self.mean.dim():
-            return (z - self.mean) / self.scale
-        return _solve(self.scale, z - self.mean, upper=False)
+        z = z - self.mean
+        x = z / self.scale if self.scale.dim() == self.mean.dim() else _solve(self.scale, z, upper=False)
+        return x if self.bend is None else self.bend.sigmoids.invert(self.bend.weights, x)
 
     def velocity(self, eps: Tensor) -> Tensor:
         """Velocity of the deterministic flow that carries the marginals along."""
-        return self.mean_rate + scaled(self.scale_rate, eps)
+        velocity = self.mean_rate + scaled(self.scale_rate, self._bent(eps))
+        if self.bend is None:
+            return velocity
+        return velocity + scaled(self.scale, self.bend.sigmoids.change(self.bend.rate, eps))
 
     def score(self, eps: Tensor) -> Tensor:
-        """Gradient of the log-density of the marginal at the state of `eps`."""
-        if self.scale.dim() == self.mean.dim():
-            return -eps / self.scale
-        return -_solve(self.scale.mT, eps, upper=True)
+        r"""Gradient of the log-density of the marginal at the state of `eps`.
+
+        Of noise it is :math:`-\epsilon`, of :math:`h(\epsilon)` it is :math:`-(\epsilon + (\log h')') / h'`.
+        """
+        score = -eps
+        if self.bend is not None:
+            slope, change = self.bend.sigmoids.slope(self.bend.weights, eps)
+            score = (score - change) / slope
+        return score / self.scale if self.scale.dim() == self.mean.dim() else _solve(self.scale.mT, score, upper=True)
+
+    def _bent(self, eps: Tensor) -> Tensor:
+        return eps if self.bend is None else self.bend.sigmoids.apply(self.bend.weights, eps)
 
 
 def moments_at(marginals: Marginals, t: Tensor) -> Moments:
@@ -50,14 +79,17 @@ def moments_at(marginals: Marginals, t: Tensor) -> Moments:
     Raises:
         ValueError: if a scale is not positive or something is not finite.
     """
-    moments = Moments(*marginals.moments_and_rates(t))
-    check_moments(t, moments.mean + 0 * moments.mean_rate, moments.scale)  # 0 times infinity is NaN
-    return moments
+    parts = marginals.moments_and_rates(t)
+    (mean, scale, *weights), (mean_rate, scale_rate, *rates) = parts[: len(parts) // 2], parts[len(parts) // 2 :]
+    check_moments(t, mean, scale, mean_rate.unsqueeze(-1), *weights, *rates)
+    bend = None if marginals.sigmoids is None else Bend(marginals.sigmoids, *weights, *rates)
+    return Moments(mean, scale, mean_rate, scale_rate, bend)
 
 
-def check_moments(t: Tensor, mean: Tensor, scale: Tensor) -> None:
-    """Raise ValueError unless means are finite and scales finite and positive."""
+def check_moments(t: Tensor, mean: Tensor, scale: Tensor, *others: Tensor) -> None:
+    """Raise ValueError unless means, and others ``(..., D, K)``, are finite and scales finite and positive."""
     with torch.no_grad():
+        mean = sum((0 * other.sum(-1) for other in others), mean)  # 0 times infinity is NaN
         deviations = scale if scale.dim() == mean.dim() else scale.diagonal(dim1=-2, dim2=-1)
         bad = ~(torch.isfinite(mean) & torch.isfinite(deviations) & (deviations > 0))
         if bad.any():
@@ -80,8 +112,9 @@ def implied_drift(moments: Moments, sde: SDE, eps: Tensor, diffusion: Tensor, di
     .. math:: \partial_t q = -\nabla\cdot(f q) + \tfrac12 \sum_{ij} \partial_i\partial_j (G_{ij} q)
               = -\nabla\cdot\big[(f - \tfrac12 \nabla\cdot G - \tfrac12 G \nabla\log q)\, q\big],
 
-    whose velocity field is that of the marginals if the bracket is :math:`\dot m + \dot S^{1/2} \epsilon`. The
-    `divergence` of G has the components :math:`\sum_j \partial_j G_{ij}`.
+    whose velocity field is that of the marginals if the bracket is the derivative of the state at fixed noise, for a
+    Gaussian :math:`\dot m + \dot S^{1/2} \epsilon`. The `divergence` of G has the components
+    :math:`\sum_j \partial_j G_{ij}`.
     """
     score = moments.score(eps)
     if sde.noise.matrix_dims:
@@ -139,8 +172,7 @@ class ImpliedDrift(nn.Module):
         """Drift ``(..., D)`` at times ``(..., 1)`` and states ``(..., D)``."""
         moments = moments_at(self.marginals, t)
         shape = torch.broadcast_shapes(moments.mean.shape, z.shape)
-        moments = Moments(*(_expand(part, shape, moments.mean.dim()) for part in moments))
-        z = z.expand(shape)
+        moments, z = moments.expand(shape), z.expand(shape)
         diffusion = torch.as_tensor(self.sde.diffusion(t, z), dtype=z.dtype, device=z.device)
         diffusion = self.sde.noise.widen(diffusion, z.shape[-1])
         divergence = _divergence(self.sde, t, z, diffusion)

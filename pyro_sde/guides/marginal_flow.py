@@ -18,6 +18,7 @@ from ..distributions.kl import CarriesTerms, PathTerms
 from ..distributions.sde_path import SDEPath
 from ..nn.marginal_encoders import MarginalEncoder
 from ..nn.marginals import Marginals
+from ..nn.sigmoid_map import SigmoidMap, SigmoidTransform
 from ..ops.grid import TimeGrid
 from ..ops.layout import time_first
 from ..sde.base import SDE
@@ -36,13 +37,14 @@ __all__ = [
 
 
 class MarginalPath(PathDistribution, CarriesTerms):
-    r"""Posterior that is known by its marginals :math:`q_t = N(m(t), S(t))`, as the law of a path site of a guide.
+    r"""Posterior that is known by its marginals :math:`q_t`, as the law of a path site of a guide.
 
+    They are Gaussian, :math:`z_t = m(t) + S^{1/2}(t)\,\epsilon`, or the images of Gaussian noise by a `FlowMarginals`.
     With the diffusion of the model's path law (the prior), :math:`G = \sigma\sigma^\top`, the marginals are those of
     one SDE, whose drift and distance from the prior have closed forms:
 
     .. math::
-        f_q = \dot m + \dot S^{1/2}\epsilon + \tfrac12 G \nabla \log q_t + \tfrac12 \nabla\cdot G, \qquad
+        f_q = \partial_t z_t(\epsilon) + \tfrac12 G \nabla \log q_t + \tfrac12 \nabla\cdot G, \qquad
         \mathrm{KL} = \mathrm{KL}(q_0 \| p_0) + \tfrac12 \int E_{q_t} |\sigma^{-1} (f_q - f_p)|^2\, dt
 
     A value has, at every grid point, an independent draw of the marginal: all that a likelihood that is a product over
@@ -53,7 +55,7 @@ class MarginalPath(PathDistribution, CarriesTerms):
     without `max_step`, which is enough here, has no points but the observations.
 
     Args:
-        marginals: the function :math:`t \mapsto (m, S^{1/2})`.
+        marginals: the function :math:`t \mapsto (m, S^{1/2})`, or with the weights of a map of the noise.
         grid: grid of the model's path site.
         starts: bool ``(*batch,)``: series that begin at the first grid time, where the divergence of the initial laws
             counts. All if None; False for windows inside a longer series.
@@ -101,17 +103,19 @@ class MarginalPath(PathDistribution, CarriesTerms):
         if starts is not None:
             batch = torch.broadcast_shapes(batch, starts.shape)
         t = time_first(grid.times.unsqueeze(-1), len(batch))
-        self._mean, self._scale = marginals.moments(t)  # (K + 1, *batch, D)
-        check_moments(t, self._mean, self._scale)
-        first = _normal(self._mean[0], self._scale[0])
+        self._parts = marginals.moments(t)  # each (K + 1, *batch, D), (..., D, D) or (..., D, K)
+        mean, scale, *weights = self._parts
+        check_moments(t, mean, scale, *weights)
+        first = _law(marginals.sigmoids, mean[0], scale[0], *(part[0] for part in weights))
         super().__init__(first.expand(batch), batch, grid.num_steps + 1, validate_args=validate_args)
 
     def simulate(self, initial: Tensor) -> Tensor:
         """Independent draws at the later grid points behind first states ``(..., D)``; ``(..., K + 1, D)``."""
-        mean, scale = self._mean[1:], self._scale[1:]
-        lead = [1] * (initial.dim() - mean.dim() + 1)  # sample dimensions, left of the batch
-        mean, scale = (part.reshape(len(part), *lead, *part.shape[1:]) for part in (mean, scale))
+        lead = [1] * (initial.dim() - self._parts[0].dim() + 1)  # sample dimensions, left of the batch
+        mean, scale, *weights = (part[1:].reshape(len(part) - 1, *lead, *part.shape[1:]) for part in self._parts)
         eps = torch.randn(len(mean), *initial.shape, dtype=initial.dtype, device=initial.device)
+        if self.marginals.sigmoids is not None:
+            eps = self.marginals.sigmoids.apply(weights[0], eps)
         states = mean + scaled(scale, eps)
         return torch.cat([initial.unsqueeze(-2), states.movedim(0, -2)], -2)
 
@@ -185,7 +189,7 @@ class MarginalPath(PathDistribution, CarriesTerms):
         begin, length = ends[0], ends[1] - ends[0]
         u, weights = self.times.draw(batch, begin)  # (R, *batch)
         t = (begin + length * u).unsqueeze(-1)
-        like = self._mean
+        like = self._parts[0]
         eps = torch.randn(*u.shape, like.shape[-1], dtype=like.dtype, device=like.device)
         rate = self.rate(p, t, eps)
         self.times.learn(u, rate.detach() * length)
@@ -251,9 +255,10 @@ class MarginalFlow(PyroModule):
     r"""Amortised posterior marginals: an encoder reads the series and gives :math:`q_t` at every time.
 
     The guide of simulation-free training (SDE matching): the model stays what it is, and a training step solves no
-    SDE. Use it where the likelihood is a product over times and the posterior marginals are near a Gaussian; the
-    posterior paths are then those of the SDE with these marginals and the prior's diffusion, so every dimension needs
-    noise. `PosteriorSDE` is free of both limits and simulates. Cost: one run of the encoder over the observations.
+    SDE. Use it where the likelihood is a product over times. Marginals are Gaussian unless the encoder has `sigmoids`,
+    which let them be skew or have several modes. The posterior paths are those of the SDE with these marginals and the
+    prior's diffusion, so every dimension needs noise. `PosteriorSDE` is free of these limits and simulates. Cost: one
+    run of the encoder over the observations.
 
     Args:
         encoder: a `MarginalEncoder`, such as `GRUMarginals` or `LocalMarginals`.
@@ -307,7 +312,13 @@ class MarginalFlow(PyroModule):
         return self.encoder(grid, values, mask)
 
 
-def _normal(mean: Tensor, scale: Tensor) -> TorchDistributionMixin:
+def _law(
+    sigmoids: SigmoidMap | None, mean: Tensor, scale: Tensor, weights: Tensor | None = None
+) -> TorchDistributionMixin:
+    """The marginal at one time, event shape ``(D,)``."""
+    if sigmoids is not None and weights is not None:
+        noise = dist.Normal(torch.zeros_like(mean), 1.0).to_event(1)
+        return dist.TransformedDistribution(noise, SigmoidTransform(sigmoids, mean, scale, weights))
     if scale.dim() == mean.dim():
         return dist.Normal(mean, scale).to_event(1)
     return dist.MultivariateNormal(mean, scale_tril=scale)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..ops.grid import TimeGrid
 from .base import check_observations, check_positive
-from .marginals import SCALE_FLOOR, Marginals, NodeMarginals, num_moments
+from .marginals import SCALE_FLOOR, FlowMarginals, Marginals, NodeMarginals, num_moments
 from .mlp import MLP
+from .sigmoid_map import SigmoidMap
 
 __all__ = ["FreeMarginals", "GRUMarginals", "LocalMarginals", "MarginalEncoder", "NodeEncoder"]
 
@@ -63,12 +64,13 @@ class NodeEncoder(MarginalEncoder):
         covariance: "diagonal" or "full".
         head: widths of the hidden layers of the perceptron.
         time_scale: typical time between observations, ``> 0``, in the unit of time.
+        sigmoids: number K of sigmoids of a `SigmoidMap` for every dimension, ``>= 0``; marginals are Gaussian if 0.
 
     Shape:
         values: ``(*batch, N, O)`` · mask: ``(*batch, N, O)`` or ``(*batch, N)``.
 
     Raises:
-        ValueError: if a size, `covariance` or `time_scale` is not as described.
+        ValueError: if a size, `covariance`, `time_scale` or `sigmoids` is not as described.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class NodeEncoder(MarginalEncoder):
         covariance: str = "diagonal",
         head: Sequence[int] = (64, 64),
         time_scale: float = 1.0,
+        sigmoids: int = 0,
     ) -> None:
         super().__init__(value_dim, state_dim)
         if not (time_scale > 0 and math.isfinite(time_scale)):
@@ -88,13 +91,15 @@ class NodeEncoder(MarginalEncoder):
         self.hidden = check_positive("hidden", hidden)
         self.time_scale = time_scale
         self.feature_dim = 2 * value_dim + 3
-        self.head = MLP(hidden + _PLACES, num_moments(state_dim, covariance), head, last_scale=_HEAD_SCALE)
+        self.sigmoids = _map_of(sigmoids)
+        size = num_moments(state_dim, covariance) + sigmoids * state_dim
+        self.head = MLP(hidden + _PLACES, size, head, last_scale=_HEAD_SCALE)
 
     @abc.abstractmethod
     def contexts(self, features: Tensor, valid: Tensor) -> Tensor:
         """Rows ``(B, N, H)`` of features ``(B, N, F)``; rows that are not `valid` ``(B, N)`` come last and are 0."""
 
-    def forward(self, grid: TimeGrid, values: Tensor, mask: Tensor | None = None) -> NodeMarginals:
+    def forward(self, grid: TimeGrid, values: Tensor, mask: Tensor | None = None) -> Marginals:
         """As `MarginalEncoder.forward`; one call of the network for the N observations."""
         like = self.head.layers[-1].weight
         values, observed, informative = check_observations(grid, values, mask, like, self.value_dim)  # type: ignore[arg-type]
@@ -113,7 +118,10 @@ class NodeEncoder(MarginalEncoder):
         features = torch.cat([rows, torch.stack(around, -1)], -1) * valid.unsqueeze(-1)
         nodes = self.contexts(features.reshape(-1, count, self.feature_dim), valid.reshape(-1, count))
         nodes = nodes.reshape(*batch, count, self.hidden)
-        return NodeMarginals(times, nodes, self.state_dim, head=self.head, counts=number, time_scale=self.time_scale)
+        scale = self.time_scale
+        return _bent(
+            NodeMarginals(times, nodes, self.state_dim, head=self.head, counts=number, time_scale=scale), self.sigmoids
+        )
 
 
 class GRUMarginals(NodeEncoder):
@@ -141,8 +149,17 @@ class GRUMarginals(NodeEncoder):
         covariance: str = "diagonal",
         head: Sequence[int] = (64, 64),
         time_scale: float = 1.0,
+        sigmoids: int = 0,
     ) -> None:
-        super().__init__(value_dim, state_dim, hidden=hidden, covariance=covariance, head=head, time_scale=time_scale)
+        super().__init__(
+            value_dim,
+            state_dim,
+            hidden=hidden,
+            covariance=covariance,
+            head=head,
+            time_scale=time_scale,
+            sigmoids=sigmoids,
+        )
         self.forwards = nn.GRU(self.feature_dim, hidden, batch_first=True)
         self.backwards = nn.GRU(self.feature_dim, hidden, batch_first=True)
         self.mix = nn.Linear(2 * hidden, hidden)
@@ -173,6 +190,7 @@ class LocalMarginals(NodeEncoder):
         covariance: "diagonal" or "full".
         head: widths of the hidden layers of the perceptron.
         time_scale: typical time between observations.
+        sigmoids: as `NodeEncoder`.
 
     Raises:
         ValueError: as `NodeEncoder`, and if `layers` is not an integer >= 1.
@@ -192,8 +210,17 @@ class LocalMarginals(NodeEncoder):
         covariance: str = "diagonal",
         head: Sequence[int] = (64, 64),
         time_scale: float = 1.0,
+        sigmoids: int = 0,
     ) -> None:
-        super().__init__(value_dim, state_dim, hidden=hidden, covariance=covariance, head=head, time_scale=time_scale)
+        super().__init__(
+            value_dim,
+            state_dim,
+            hidden=hidden,
+            covariance=covariance,
+            head=head,
+            time_scale=time_scale,
+            sigmoids=sigmoids,
+        )
         widths = [self.feature_dim, *[hidden] * check_positive("layers", layers)]
         self.layers = nn.ModuleList(nn.Conv1d(widths[i], hidden, 3, padding=2**i, dilation=2**i) for i in range(layers))
         self.reach = 2**layers  # 2**layers - 1, and one since the feature of a gap sees the neighbour at its other end
@@ -221,6 +248,7 @@ class FreeMarginals(MarginalEncoder):
         batch_shape: batch shape of the series; each has numbers of its own.
         covariance: "diagonal" or "full".
         initial_scale: standard deviation before training, ``> 1e-4``; means start at 0.
+        sigmoids: number K of sigmoids of a `SigmoidMap` for every dimension, ``>= 0``; marginals are Gaussian if 0.
 
     Raises:
         ValueError: if the knots do not increase, or an argument is not as described.
@@ -243,6 +271,7 @@ class FreeMarginals(MarginalEncoder):
         batch_shape: Sequence[int] = (),
         covariance: str = "diagonal",
         initial_scale: float = 1.0,
+        sigmoids: int = 0,
     ) -> None:
         super().__init__(value_dim, state_dim)
         if knots.dim() != 1 or len(knots) < 2 or not bool((knots.diff() > 0).all()) or not math.isfinite(knots.sum()):
@@ -251,7 +280,8 @@ class FreeMarginals(MarginalEncoder):
         if not (initial_scale > SCALE_FLOOR and math.isfinite(initial_scale)):
             msg = f"`initial_scale` must be finite and > {SCALE_FLOOR}, received {initial_scale}."
             raise ValueError(msg)
-        size = num_moments(state_dim, covariance)
+        self.sigmoids = _map_of(sigmoids)
+        size = num_moments(state_dim, covariance) + sigmoids * state_dim
         self.register_buffer("knots", knots.detach().clone())
         self.nodes = nn.Parameter(knots.new_zeros(*batch_shape, len(knots), size))
         self.bends = nn.Parameter(knots.new_zeros(*batch_shape, len(knots) - 1, size))
@@ -263,8 +293,22 @@ class FreeMarginals(MarginalEncoder):
             raw = math.log(math.expm1(initial_scale - SCALE_FLOOR)) - math.log(math.expm1(1.0 - SCALE_FLOOR))
             self.nodes[..., diagonal] = raw
 
-    def forward(self, grid: TimeGrid, values: Tensor, mask: Tensor | None = None) -> NodeMarginals:
+    def forward(self, grid: TimeGrid, values: Tensor, mask: Tensor | None = None) -> Marginals:
         """Marginals as they are now; the arguments are those of every encoder and are not looked at."""
         del grid, values, mask
         known = (float(self.knots[0]), float(self.knots[-1]))
-        return NodeMarginals(self.knots, self.nodes, self.state_dim, bends=self.bends, known=known)
+        return _bent(
+            NodeMarginals(self.knots, self.nodes, self.state_dim, bends=self.bends, known=known), self.sigmoids
+        )
+
+
+def _map_of(sigmoids: int) -> SigmoidMap | None:
+    """The map of so many sigmoids, None for 0."""
+    if isinstance(sigmoids, bool) or not isinstance(sigmoids, int) or sigmoids < 0:
+        msg = f"`sigmoids` must be an integer >= 0, received {sigmoids!r}."
+        raise ValueError(msg)
+    return SigmoidMap(sigmoids) if sigmoids else None
+
+
+def _bent(nodes: NodeMarginals, sigmoids: SigmoidMap | None) -> Marginals:
+    return nodes if sigmoids is None else FlowMarginals(nodes, sigmoids)

@@ -10,14 +10,18 @@ from torch import Tensor, nn
 
 from .base import inverse_softplus
 from .mlp import MLP
+from .sigmoid_map import SigmoidMap
 
-__all__ = ["Marginals", "NodeMarginals", "num_moments", "pushed_forward", "raw_moments"]
+__all__ = ["FlowMarginals", "Marginals", "NodeMarginals", "num_moments", "pushed_forward", "raw_moments"]
 
 SCALE_FLOOR = 1e-4
 
 
 class Marginals(abc.ABC):
-    r"""Gaussian marginals :math:`q_t = N\big(m(t), S(t)\big)` of a batch of series, known for t in ``[low, high]``.
+    r"""Marginals :math:`z_t = m(t) + S^{1/2}(t)\,\epsilon` of a batch of series, known for t in ``[low, high]``.
+
+    They are Gaussian, :math:`q_t = N(m, S)`, unless there is a map `sigmoids`: then :math:`h_{w(t)}(\epsilon)` takes
+    the place of the noise, and m and S are the moments of :math:`q_t` no more.
 
     The functions must be continuous, with derivatives except at isolated times: a mean that jumps is no path of an
     SDE, and its cost would go unseen. Times come as they come to a drift: batch dimensions on the right, anything on
@@ -29,6 +33,8 @@ class Marginals(abc.ABC):
         low: earliest time at which the marginals are known.
         high: latest time.
     """
+
+    sigmoids: SigmoidMap | None = None  # how the noise of every dimension is bent, if it is
 
     def __init__(
         self,
@@ -43,15 +49,17 @@ class Marginals(abc.ABC):
         self.low, self.high = low, high
 
     @abc.abstractmethod
-    def moments(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, t: Tensor) -> tuple[Tensor, ...]:
         """Mean and scale: standard deviations of independent dimensions, or a lower Cholesky factor.
 
+        With a map `sigmoids` its weights are the third.
+
         Shape:
-            t: ``(..., 1)`` · mean: ``(..., D)`` · scale: ``(..., D)`` or ``(..., D, D)``.
+            t: ``(..., 1)`` · mean: ``(..., D)`` · scale: ``(..., D)`` or ``(..., D, D)`` · weights: ``(..., D, K)``.
         """
 
-    def moments_and_rates(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mean, scale, and their derivatives with respect to time, by forward-mode differentiation of `moments`."""
+    def moments_and_rates(self, t: Tensor) -> tuple[Tensor, ...]:
+        """What `moments` gives, then its derivatives with respect to time, by forward-mode differentiation."""
         t = t.contiguous()
         moments, rates = torch.func.jvp(self.moments, (t,), (torch.ones_like(t),))[:2]
         return *moments, *rates
@@ -96,12 +104,22 @@ class NodeMarginals(Marginals):
 
     def moments(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """As `Marginals.moments`; costs one search among the knots and one call of the head."""
-        row, leading = self._rows_at(t)
-        out = row[0] if self.head is None else self.head(torch.cat(row[:2], -1))
-        return raw_moments(_leading_first(out, leading), self.state_dim)
+        return raw_moments(self.numbers(t), self.state_dim)
 
     def moments_and_rates(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As `Marginals.moments_and_rates`, twice the cost of `moments`.
+        """As `Marginals.moments_and_rates`, twice the cost of `moments`."""
+        out, rate = self.numbers_and_rates(t)
+        mean, scale = raw_moments(out, self.state_dim)
+        return mean, scale, rate[..., : self.state_dim], _scale_rate(out, rate, self.state_dim)
+
+    def numbers(self, t: Tensor) -> Tensor:
+        """What the head makes of the rows at times ``(..., 1)``: unconstrained numbers ``(..., P)``."""
+        row, leading = self._rows_at(t)
+        out = row[0] if self.head is None else self.head(torch.cat(row[:2], -1))
+        return _leading_first(out, leading)
+
+    def numbers_and_rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`numbers` and their derivatives with respect to time.
 
         Written out, since forward-mode differentiation of a small network takes several times as long as the network.
         """
@@ -109,9 +127,7 @@ class NodeMarginals(Marginals):
         out, rate = row[0], row[2]
         if self.head is not None:
             out, rate = pushed_forward(self.head, torch.cat(row[:2], -1), torch.cat(row[2:], -1))
-        out, rate = _leading_first(out, leading), _leading_first(rate, leading)
-        mean, scale = raw_moments(out, self.state_dim)
-        return mean, scale, rate[..., : self.state_dim], _scale_rate(out, rate, self.state_dim)
+        return _leading_first(out, leading), _leading_first(rate, leading)
 
     def _rows_at(self, t: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], torch.Size]:
         """Rows ``(*batch, L, C)`` and features ``(*batch, L, 4)``, then their rates; the L leading dimensions."""
@@ -156,6 +172,39 @@ class NodeMarginals(Marginals):
         final = (self.counts.expand(batch).unsqueeze(-1) - 1).clamp(min=0)
         left = place.clamp(min=0).clamp(max=final - 1).clamp(min=0)
         return left, (left + 1).clamp(max=final), knots.gather(-1, final)
+
+
+class FlowMarginals(Marginals):
+    r"""Marginals that need not be Gaussian: :math:`z_t = m(t) + S^{1/2}(t)\, h_{w(t)}(\epsilon)` of a `SigmoidMap` h.
+
+    A map of standard normal noise that is monotone in every dimension, with as many modes as the posterior has and as
+    skew; dependence between dimensions is linear, by a full :math:`S^{1/2}`.
+
+    Args:
+        nodes: gives :math:`P + DK` numbers at every time: those of `raw_moments`, then the raw weights, row by row.
+        sigmoids: the map.
+    """
+
+    def __init__(self, nodes: NodeMarginals, sigmoids: SigmoidMap) -> None:
+        super().__init__(nodes.state_dim, nodes.batch_shape, low=nodes.low, high=nodes.high)
+        self.nodes, self.sigmoids, self._map = nodes, sigmoids, sigmoids
+
+    def moments(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Marginals.moments`: the cost is that of the nodes."""
+        numbers, raw = self._parts(self.nodes.numbers(t))
+        return *raw_moments(numbers, self.state_dim), self._map.weights(raw)
+
+    def moments_and_rates(self, t: Tensor) -> tuple[Tensor, ...]:
+        """As `Marginals.moments_and_rates`, twice the cost of `moments`."""
+        (numbers, raw), (rate, raw_rate) = map(self._parts, self.nodes.numbers_and_rates(t))
+        rates = rate[..., : self.state_dim], _scale_rate(numbers, rate, self.state_dim)
+        moments = raw_moments(numbers, self.state_dim)
+        return *moments, self._map.weights(raw), *rates, self._map.weights_rate(raw, raw_rate)
+
+    def _parts(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the moments, and those of the weights as ``(..., D, K)``."""
+        count = self.state_dim * self._map.count
+        return numbers[..., :-count], numbers[..., -count:].unflatten(-1, (self.state_dim, self._map.count))
 
 
 def pushed_forward(network: nn.Module, x: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:

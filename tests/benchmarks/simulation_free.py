@@ -3,7 +3,8 @@
 Task: that of the benchmark latent_sde ("vec": networks for prior drift and diffusion, a context row of 64 channels per
 grid point, a linear likelihood; encoders are left out of all rows), one gradient of the bound and one Adam step. The
 guide without simulation maps the context at a time to mean and scale by a network of the same widths. It draws 4
-random times and 4 random observations of every series, or all of them. Metric: CPU milliseconds of one thread.
+random times and 4 random observations of every series, or 1 of each, or 4 times and all observations. Metric: CPU
+milliseconds of one thread.
 
 "Steps" has the same task with more and more solver steps. "Times" compares the standard deviation of the estimated path
 divergence between samplers of random times, for one guide.
@@ -50,18 +51,21 @@ from tests.benchmarks.latent_sde import (
 )
 
 SIMULATED, FEW, ALL = "pyro_sde, simulated", "pyro_sde, 4 times", "pyro_sde, 4 times, all observations"
+ONE = "pyro_sde, 1 time"
 TIMES = 4
 
 
-def free_step(parts: Parts, context: Tensor, values: Tensor, size: Size, count: int) -> Callable[[], float]:
-    """A step with `count` observations of every series."""
+def free_step(
+    parts: Parts, context: Tensor, values: Tensor, size: Size, count: int, times: int = TIMES
+) -> Callable[[], float]:
+    """A step with `count` observations of every series, and the path divergence at `times` times."""
     grid = TimeGrid(STEP * torch.arange(size.steps + 1.0))
     initial = dist.Normal(torch.zeros(size.dim), 1.0).to_event(1)
     prior, observed = SDE(parts.prior, parts.diffusion), values.movedim(0, 1).contiguous()
     head = MLP(CONTEXT + 4, 2 * size.dim, (size.hidden, size.hidden))
     marginals = NodeMarginals(grid.times, context.movedim(0, 1).contiguous(), size.dim, head=head)
     optimiser = torch.optim.Adam([*parts.parameters(), *head.parameters()], 1e-4)
-    loss = SimulationFreeELBO(StratifiedTimes(TIMES))
+    loss = SimulationFreeELBO(StratifiedTimes(times))
 
     def model(some: ObservationSample) -> None:
         with pyro.plate("series", size.batch):
@@ -93,6 +97,7 @@ def compare(size: Size) -> Table:
         SIMULATED: our_step(*given),
         ALL: free_step(*given, count=size.steps + 1),
         FEW: free_step(*given, count=TIMES),
+        ONE: free_step(*given, count=1, times=1),
     }
     return measure(f"{size.name}: {size.shape}", rows, baseline=SDEINT, rounds=5, fewer={SDEINT: 3})
 

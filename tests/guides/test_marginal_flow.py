@@ -341,6 +341,32 @@ def test_a_prior_without_noise_where_the_drift_needs_it_is_named():
         law.carried_terms(SDEPath(prior, standard(), grid), law.rsample(), closed=True)
 
 
+def test_a_scale_that_collapses_between_grid_points_is_named():
+    class Collapsed(Moving):
+        def moments(self, t):
+            mean, scale = super().moments(t)
+            gone = ((t - 0.5).abs() < 0.3).to(t.dtype)
+            return mean, scale * (1 - (gone if scale.dim() == t.dim() else gone.unsqueeze(-1)))
+
+    grid = TimeGrid(torch.tensor([0.0, 1.0], dtype=D64))
+    for full in (False, True):
+        law = MarginalPath(Collapsed(full), grid)
+        p = SDEPath(OrnsteinUhlenbeck(1.0, 1.0), standard(), grid)
+        with pytest.raises(
+            ValueError, match=r"positive scales, but at time 0\.\d+ dimension 0.*scale 0\. A variance of 0"
+        ):
+            law.carried_terms(p, law.rsample(), closed=True)
+
+
+def test_a_prior_with_noise_in_one_direction_only_is_named():
+    column = torch.tensor([[1.0], [0.5]], dtype=D64)
+    grid = TimeGrid(torch.tensor([0.0, 1.0], dtype=D64))
+    law = MarginalPath(Moving(True), grid)
+    p = SDEPath(SDE(lambda t, z: -z, lambda t, z: column, noise_type="additive"), standard(), grid)
+    with pytest.raises(ValueError, match="diffusion of the prior vanishes in a direction in which the implied drift"):
+        law.carried_terms(p, law.rsample(), closed=True)
+
+
 def test_times_outside_the_knots_are_named():
     encoder = FreeMarginals(torch.tensor([0.0, 1.0]), 1)
     grid = TimeGrid(torch.tensor([0.5, 2.0]))

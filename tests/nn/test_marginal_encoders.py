@@ -55,6 +55,24 @@ def test_only_differences_of_times_enter(name):
     assert same(encoder(TimeGrid(times), values).moments(t), encoder(TimeGrid(times + 64.0), values).moments(t + 64.0))
 
 
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+@pytest.mark.parametrize("name", [*sorted(ENCODERS), "free"])
+def test_sigmoids_make_a_flow_that_starts_near_a_gaussian(name, covariance):
+    torch.manual_seed(1)
+    options = {"covariance": covariance, "sigmoids": 4}
+    if name == "free":
+        encoder = FreeMarginals(torch.tensor([0.0, 1.0]), 3, 2, **options)
+    else:
+        encoder = ENCODERS[name](2, 3, **options)
+    mean, scale, weights = encoder(TimeGrid([0.0, 1.0]), torch.randn(5, 2, 2)).moments(torch.tensor([0.3]))
+    batch = () if name == "free" else (5,)
+    assert mean.shape == (*batch, 3)
+    assert scale.shape == ((*batch, 3, 3) if covariance == "full" else (*batch, 3))
+    assert weights.shape == (*batch, 3, 4)
+    assert weights.abs().max() < 0.02
+    assert (scale if covariance == "diagonal" else scale.diagonal(dim1=-2, dim2=-1)).allclose(torch.ones(3), atol=0.05)
+
+
 def influence(encoder, row, count=40):
     """Whether each observation changes the marginal at the time of `row`."""
     values = torch.randn(count, 2, dtype=D64, requires_grad=True)
@@ -96,6 +114,8 @@ def test_free_marginals_start_at_mean_zero_and_the_initial_scale():
         (lambda: GRUMarginals(1, 1, time_scale=0.0), "`time_scale` must be a positive finite number"),
         (lambda: LocalMarginals(1, 1, layers=0), "`layers` must be an integer >= 1"),
         (lambda: GRUMarginals(1, 1, covariance="none"), "`covariance` must be"),
+        (lambda: LocalMarginals(1, 1, sigmoids=-1), "`sigmoids` must be an integer >= 0, received -1"),
+        (lambda: FreeMarginals(torch.tensor([0.0, 1.0]), 1, sigmoids=True), "`sigmoids` must be an integer >= 0"),
         (lambda: FreeMarginals(torch.tensor([0.0, 0.0]), 1), r"`knots` must be two or more finite, increasing times"),
         (lambda: FreeMarginals(torch.tensor([0.0, 1.0]), 1, initial_scale=0.0), "`initial_scale` must be finite and"),
     ],

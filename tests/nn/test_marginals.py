@@ -5,8 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyro_sde.nn.marginals import Marginals, NodeMarginals, num_moments, pushed_forward, raw_moments
+from pyro_sde.nn.marginals import (
+    FlowMarginals,
+    Marginals,
+    NodeMarginals,
+    num_moments,
+    pushed_forward,
+    raw_moments,
+)
 from pyro_sde.nn.mlp import MLP
+from pyro_sde.nn.sigmoid_map import SigmoidMap
 
 D64 = torch.float64
 
@@ -65,6 +73,25 @@ def test_rates_written_out_are_those_of_automatic_differentiation(covariance, ac
     t = torch.rand(40, 2, 1, dtype=D64) * 3 - 0.5
     for ours, theirs in zip(marginals.moments_and_rates(t), Marginals.moments_and_rates(marginals, t), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_numbers_of_a_flow_are_moments_and_weights_with_their_rates(covariance):
+    torch.manual_seed(4)
+    plain, sigmoids = num_moments(2, covariance), SigmoidMap(3)
+    nodes = torch.randn(4, 3, plain + 6, dtype=D64)
+    knots, t = torch.tensor([0.0, 0.5, 2.0], dtype=D64), torch.rand(40, 1, 1, dtype=D64) * 3 - 0.5
+    flow = FlowMarginals(NodeMarginals(knots, nodes, 2, known=(0.0, 2.0)), sigmoids)
+    assert (flow.batch_shape, flow.low, flow.high, flow.sigmoids) == ((4,), 0.0, 2.0, sigmoids)
+    mean, scale, weights = flow.moments(t)
+    gaussian = NodeMarginals(knots, nodes[..., :plain], 2).moments(t)
+    assert torch.equal(mean, gaussian[0])
+    assert torch.equal(scale, gaussian[1])
+    raw = NodeMarginals(knots, nodes, 2).numbers(t)[..., plain:].reshape(40, 4, 2, 3)  # a row for every dimension
+    assert torch.equal(weights, sigmoids.weights(raw))
+    ours, theirs = flow.moments_and_rates(t), Marginals.moments_and_rates(flow, t)
+    assert len(ours) == len(theirs) == 6
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_networks_of_other_kinds_are_pushed_forward_too():
