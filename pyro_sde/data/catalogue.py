@@ -9,7 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from .files import DataFile, PublicFiles, ShippedFile
-from .readers import Reader, read_mocap35, read_weekly_csv, read_yearly_csv
+from .readers import Reader, read_mocap35, read_posteriordb_series, read_weekly_csv, read_yearly_csv
+from .recordings import read_infant, read_mitdb
 from .series import TimeSeries
 
 __all__ = ["CATALOGUE", "DataSet", "load"]
@@ -57,6 +58,16 @@ class DataSet:
             description=self.description,
         )
 
+
+_WAVETHRESH = (
+    "https://raw.githubusercontent.com/cran/wavethresh/3fa5edea7cf8db11845e9c8b1043df6a35685ecd/data"  # version 4.7.3
+)
+_INFANT_SOURCE = (
+    "R package wavethresh 4.7.3 (G. P. Nason), from github.com/cran/wavethresh. Recorded by P. Fleming, A. Sawczenko "
+    "and J. Young, Institute of Child Health, Royal Hospital for Sick Children, Bristol; see G. P. Nason, R. von "
+    "Sachs and G. Kroisandt (2000), Wavelet processes and adaptive estimation of the evolutionary wavelet spectrum, "
+    "JRSS B 62."
+)
 
 _DATA_SETS = (
     DataSet(
@@ -125,6 +136,113 @@ _DATA_SETS = (
             "dominates the likelihood."
         ),
         time_unit="10 frames",
+    ),
+    DataSet(
+        name="baby_ecg",
+        files=PublicFiles(
+            (
+                DataFile(
+                    "baby_ecg/BabyECG.csv",
+                    "7e125bb4bea617f0880180e7b530ed7ddab14ed2a3807c9f767e92c8b9e16b9b",
+                ),
+                DataFile(
+                    "baby_ecg/BabyECG.rda",
+                    "f2cbc852504a2f70fe68bce08baea1b8e199f8c50984db95b2d2a1be4882021e",
+                    f"{_WAVETHRESH}/BabyECG.rda",
+                ),
+            )
+        ),
+        reader=read_infant,
+        source=_INFANT_SOURCE,
+        licence="GPL (>= 2), the licence of the package",
+        description=(
+            "Heart rate of one infant, 66 days old, every 16 s from 21:17:59 to 06:27:18: 2048 points, no gaps. Whole "
+            "beats per minute. The sleep states of the same night are the data set 'baby_sleep'."
+        ),
+        time_unit="minute",
+        channels=("heart rate [beats/min]",),
+    ),
+    DataSet(
+        name="baby_sleep",
+        files=PublicFiles(
+            (
+                DataFile(
+                    "baby_ecg/BabySS.csv",
+                    "6f3cbf63d381d6672c461673dd9580579ff81d27cedff136d0bb5ffe1acabbb9",
+                ),
+                DataFile(
+                    "baby_ecg/BabySS.rda",
+                    "0b727f14fe99fd05d98e4b03eec12304a3f4d396d98b0fe12a89dea7753354f5",
+                    f"{_WAVETHRESH}/BabySS.rda",
+                ),
+            )
+        ),
+        reader=read_infant,
+        source=_INFANT_SOURCE,
+        licence="GPL (>= 2), the licence of the package",
+        description=(
+            "Sleep state of the infant of 'baby_ecg' at the same times, by an expert from EEG and eye movements: 1 "
+            "quiet sleep, 2 between quiet and active sleep, 3 active sleep, 4 awake. Codes, not a scale; state 2 is "
+            "rare (3 %)."
+        ),
+        time_unit="minute",
+        channels=("sleep state",),
+    ),
+    DataSet(
+        name="ecg_mitdb100",
+        files=PublicFiles(
+            (
+                DataFile(
+                    "ecg_mitdb100/100.dat",
+                    "b2ea3c250e56e48f4b7b90697832b8ecd1afa1e0bb31f2dcfea4ed6e1075a639",
+                    "https://raw.githubusercontent.com/MIT-LCP/wfdb-python/"
+                    "6850ad1aa0c1fcb2282b3625f767de98396cf740/sample-data/100.dat",
+                ),
+                DataFile(
+                    "ecg_mitdb100/mitdb100_0_20min.npz",
+                    "9def40100bad454c7255afad90b9609b60bffeaa396afff76ac4307394e3e785",
+                ),
+            )
+        ),
+        reader=read_mitdb,
+        source=(
+            "MIT-BIH Arrhythmia Database, record 100 (Moody and Mark 2001, IEEE Engineering in Medicine and Biology "
+            "20(3)), PhysioNet (Goldberger et al. 2000); file sample-data/100.dat of github.com/MIT-LCP/wfdb-python."
+        ),
+        licence="PhysioNet: Open Data Commons Attribution 1.0; repository of the file: MIT",
+        description=(
+            "Electrocardiogram of one man of 69: two leads at 360 Hz, 30 minutes (650000 points); the file "
+            "mitdb100_0_20min.npz has the first 20. About 76 beats a minute, nearly all normal."
+        ),
+        time_unit="second",
+        channels=("MLII [mV]", "V5 [mV]"),
+    ),
+    DataSet(
+        name="hudson_lynx_hare",
+        files=PublicFiles(
+            (
+                DataFile(
+                    "posteriordb/hudson_lynx_hare.json.zip",
+                    "36d116efc116fee9c9e7286df5545cbf11d08171c4f48b84476740464a4e33ec",
+                    "https://raw.githubusercontent.com/stan-dev/posteriordb/28f8d3d6e975315f42aa274a8399f21e07a43b30/"
+                    "posterior_database/data/data/hudson_lynx_hare.json.zip",
+                ),
+            )
+        ),
+        reader=read_posteriordb_series,
+        source=(
+            "posteriordb (Magnusson et al. 2024, arXiv:2407.04967), data set hudson_lynx_hare of "
+            "github.com/stan-dev/posteriordb: pelts that the Hudson's Bay Company collected, as used by B. Carpenter "
+            "(2018), Predator-prey population dynamics: the Lotka-Volterra model in Stan."
+        ),
+        licence="BSD-3-Clause, the licence of posteriordb",
+        description=(
+            "Pelts of snowshoe hares and Canadian lynxes, every year from 1900 (time 0) to 1920: 21 years, no gaps. "
+            "The lynxes follow the hares in cycles of about ten years. Pelts, not animals: trapping varies with price "
+            "and weather."
+        ),
+        time_unit="year",
+        channels=("hares [thousand pelts]", "lynxes [thousand pelts]"),
     ),
 )
 

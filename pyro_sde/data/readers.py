@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from ._validation import Index
 
-__all__ = ["Contents", "Reader", "read_mocap35", "read_weekly_csv", "read_yearly_csv"]
+__all__ = ["Contents", "Reader", "read_mocap35", "read_posteriordb_series", "read_weekly_csv", "read_yearly_csv"]
 
 _DAYS_PER_YEAR = 365.25
 _TIME_PER_FRAME = 0.1  # by convention of the papers; the recordings have 1/120 s
@@ -70,6 +72,15 @@ def read_mocap35(content: bytes) -> Contents:
         start += len(part)
     times = _TIME_PER_FRAME * torch.arange(values.shape[1], dtype=torch.float64)
     return Contents(times.repeat(len(values), 1), values, splits)
+
+
+def read_posteriordb_series(content: bytes) -> Contents:
+    """Read a zipped JSON file with times `ts`, values `y`, and `y_init`, the values at time 0 before them."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        fields = json.loads(archive.read(archive.namelist()[0]))
+    times = torch.tensor([0.0, *fields["ts"]], dtype=torch.float64)
+    values = torch.tensor([fields["y_init"], *fields["y"]], dtype=torch.float64)
+    return Contents(times.unsqueeze(0), values.unsqueeze(0))
 
 
 def _columns(content: bytes) -> tuple[list[str], Tensor]:

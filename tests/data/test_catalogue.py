@@ -24,6 +24,10 @@ TABLE = {
     "mauna_loa_co2": ((1, 2284, 1), {}, 1958.2396, 2001.9932),
     "sunspots": ((1, 309, 1), {}, 1700.0, 2008.0),
     "mocap35": ((19, 300, 50), {"train": 16, "val": 3}, 0.0, 29.9),  # the part without test walks
+    "baby_ecg": ((1, 2048, 1), {}, 0.0, 2047 * 16 / 60),
+    "baby_sleep": ((1, 2048, 1), {}, 0.0, 2047 * 16 / 60),
+    "ecg_mitdb100": ((1, 432_000, 2), {}, 0.0, 431_999 / 360),  # the part of 20 minutes
+    "hudson_lynx_hare": ((1, 21, 2), {}, 0.0, 20.0),
 }
 
 
@@ -58,6 +62,8 @@ def test_shapes_splits_and_times_are_as_documented(name):
     series = load_or_skip(name)
     if name == "mocap35" and "test" in series.splits:
         shape, splits = (23, 300, 50), {**splits, "test": 4}
+    if name == "ecg_mitdb100" and series.times.shape[1] == 650_000:
+        shape, last = (1, 650_000, 2), 649_999 / 360
     assert isinstance(series, TimeSeries)
     assert series.values.shape == shape
     assert {split: len(series.split(split)) for split in series.splits} == splits
@@ -128,6 +134,29 @@ def test_sunspots_start_and_end_as_published():
     assert values.min() >= 0
 
 
+def test_heart_rate_and_sleep_states_are_of_the_same_times():
+    rate, state = load_or_skip("baby_ecg"), load_or_skip("baby_sleep")
+    assert torch.equal(rate.times, state.times)
+    assert (rate.values.min().item(), rate.values.max().item()) == (83.0, 181.0)
+    counts = torch.bincount(state.values.flatten().long(), minlength=5)
+    assert (counts[1:] > 0).all()
+    assert counts[0] == 0
+    assert counts[2] / counts.sum() < 0.04
+
+
+def test_hares_come_first_and_lynxes_follow_them():
+    pelts = load_or_skip("hudson_lynx_hare").values[0]
+    assert pelts[0].tolist() == [30.0, 4.0]
+    assert pelts[-1].tolist() == [24.7, 8.6]
+    assert pelts.argmax(0).tolist() == [3, 4]
+
+
+def test_ecg_is_in_millivolts():
+    values = load_or_skip("ecg_mitdb100").values[0]
+    assert values[0].tolist() == pytest.approx([-0.145, -0.065])  # 995 and 1011 units, as its header says
+    assert -3 < values.min() < values.max() < 2
+
+
 def test_mocap35_traps_are_as_described():
     walks = load_or_skip("mocap35").values
     assert walks.mean(1).abs().max() < 2e-5  # every walk is centred with its own mean
@@ -169,7 +198,7 @@ def test_mocap35_of_a_wrong_version_is_refused(monkeypatch, tmp_path):
 
 
 def test_unknown_name_lists_the_known_ones_and_the_nearest():
-    match = r"\('mauna_loa_co2', 'sunspots', 'mocap35'\), received 'mocap'. Did you mean 'mocap35'\?"
+    match = r"\('mauna_loa_co2', 'sunspots', 'mocap35', .*\), received 'mocap'. Did you mean 'mocap35'\?"
     with pytest.raises(ValueError, match=match):
         load("mocap")
     with pytest.raises(ValueError, match=r"received 'zzz'\.$"):

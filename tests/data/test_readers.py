@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 
-from pyro_sde.data.readers import read_mocap35, read_weekly_csv, read_yearly_csv
+from pyro_sde.data.readers import read_mocap35, read_posteriordb_series, read_weekly_csv, read_yearly_csv
 
 
 def walks(parts):
@@ -38,6 +40,17 @@ def test_yearly_csv_gives_years():
     contents = read_yearly_csv(b'"YEAR","N"\n1700,5\n1701,11\n')
     assert contents.times.tolist() == [[1700.0, 1701.0]]
     assert contents.values.tolist() == [[[5.0], [11.0]]]
+
+
+def test_posteriordb_series_begins_with_the_values_at_time_0():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        fields = {"N": 2, "ts": [1, 3], "y_init": [5, 6], "y": [[7, 8.5], [9, 10]]}
+        archive.writestr("series.json", json.dumps(fields))
+    contents = read_posteriordb_series(buffer.getvalue())
+    assert contents.times.tolist() == [[0.0, 1.0, 3.0]]
+    assert contents.values.tolist() == [[[5.0, 6.0], [7.0, 8.5], [9.0, 10.0]]]
+    assert contents.times.dtype == contents.values.dtype == torch.float64
 
 
 def test_mocap35_npz_without_test_walks_has_no_test_split():
