@@ -38,6 +38,9 @@ def check_rows(row: Tensor | None, grid: TimeGrid) -> None:
     """Raise ValueError unless inputs have one row per step of the grid."""
     if row is None:
         return
+    if not isinstance(row, Tensor):
+        msg = f"`inputs` must be a tensor (*batch, K, C), received {type(row).__name__}."
+        raise TypeError(msg)
     if row.dim() < 2 or row.shape[-2] != grid.num_steps:
         msg = (
             f"`inputs` must have shape (*batch, K, C) with one row per solver step, K = {grid.num_steps}; "

@@ -56,6 +56,10 @@ class Emissions:
                 f"and one column per state; received {shape}."
             )
             raise ValueError(msg)
+        for name, value in (("observation_matrix", matrix), ("noise", noise)):
+            if isinstance(value, Tensor) and value.is_complex():
+                msg = f"`{name}` must be of real numbers, received {value.dtype}."
+                raise TypeError(msg)
         self.size = matrix.shape[-2]
         self.matrix = matrix.unsqueeze(0) if matrix.dim() == 2 else matrix
         self.noise = noise
@@ -134,6 +138,7 @@ class Emissions:
 
         Raises:
             ValueError: if the shape is wrong.
+            TypeError: if they are not of floating-point numbers.
         """
         if not isinstance(values, Tensor) or values.shape[-2:] != (self.count, self.size):
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -142,6 +147,9 @@ class Emissions:
                 f"per output; received {shape}."
             )
             raise ValueError(msg)
+        if not values.is_floating_point():
+            msg = f"`y` must be a floating-point tensor, received {values.dtype}."
+            raise TypeError(msg)
         return torch.where(self.observed, values, torch.zeros_like(values))
 
     def at_points(self, values: Tensor, *, validate: bool) -> LinearObservations:

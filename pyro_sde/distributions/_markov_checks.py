@@ -55,7 +55,11 @@ def check_start(transition: object, initial: Distribution, length: object) -> No
 
 
 def check_inputs(inputs: Tensor | None, num_steps: int) -> None:
-    """Raise ValueError unless inputs have one row per transition."""
+    """Raise unless inputs are a tensor with one row per transition."""
+    if inputs is not None and (not isinstance(inputs, Tensor) or inputs.is_complex()):
+        kind = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
+        msg = f"`inputs` must be a tensor (*batch, T - 1, C) of real numbers, received {kind}."
+        raise TypeError(msg)
     if inputs is not None and (inputs.dim() < 2 or inputs.shape[-2] != num_steps):
         msg = (
             f"`inputs` must have shape (*batch, T - 1, C) with one row per transition, T - 1 = {num_steps}; received "

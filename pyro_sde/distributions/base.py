@@ -121,10 +121,29 @@ class PathDistribution(TorchDistribution, ABC):
 
         Raises:
             ValueError: if the value has a wrong shape, is NaN, or leaves the support on directions without noise.
+            TypeError: if its dtype is not that of states.
         """
         if self._validate_args:
             self._validate_sample(value)
         return self.initial.log_prob(value[..., 0, :]) + self.kernels(value).log_prob().sum(0)
+
+    def check_path(self, name: str, path: Tensor) -> None:
+        """Raise unless a tensor has the event shape of paths of this law and a dtype that states have."""
+        if not isinstance(path, Tensor):
+            msg = f"`{name}` must be a tensor, received {type(path).__name__}."
+            raise TypeError(msg)
+        shape, count = tuple(self.event_shape), len(self.event_shape)
+        if path.dim() < count or tuple(path.shape[path.dim() - count :]) != shape:
+            wanted = f"(..., {', '.join(map(str, shape))})"
+            msg = f"`{name}` must be a path of shape {wanted} on the grid of this law, received {tuple(path.shape)}."
+            raise ValueError(msg)
+        if path.is_complex() or not (path.is_floating_point() or self.support.is_discrete):
+            msg = f"`{name}` must be a path of floating-point numbers, received {path.dtype}."
+            raise TypeError(msg)
+
+    def _validate_sample(self, value: Tensor) -> None:
+        self.check_path("value", value)
+        super()._validate_sample(value)
 
     def score_parts(self, x: Tensor) -> ScoreParts:
         r"""Score parts with the gradient of sticking the landing, for this site alone.
@@ -163,7 +182,8 @@ class PathDistribution(TorchDistribution, ABC):
         """
         batch_shape = torch.Size(batch_shape)
         aligned = zip(reversed(self.batch_shape), reversed(batch_shape), strict=False)
-        if len(batch_shape) < len(self.batch_shape) or any(old not in (1, new) for old, new in aligned):
+        fits = len(batch_shape) >= len(self.batch_shape) and all(old in (1, new) for old, new in aligned)
+        if not fits or min(batch_shape, default=0) < 0:
             msg = f"cannot expand a path law of batch shape {tuple(self.batch_shape)} to {tuple(batch_shape)}."
             raise ValueError(msg)
         new = copy.copy(self) if _instance is None else _instance

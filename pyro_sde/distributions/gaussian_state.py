@@ -38,7 +38,8 @@ class GaussianState(TorchDistribution):
         validate_args: as for every torch distribution.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit, or an entry is not finite.
+        TypeError: if `mean` or `covariance` is no floating-point tensor.
 
     Example:
         >>> law = GaussianState(torch.tensor([1.0, 2.0]), torch.diag(torch.tensor([4.0, 0.0])))
@@ -58,6 +59,11 @@ class GaussianState(TorchDistribution):
         dtype: torch.dtype | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        for name, value in (("mean", mean), ("covariance", covariance)):
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                msg = f"`{name}` must be a floating-point tensor, received {kind}."
+                raise TypeError(msg)
         if mean.dim() < 1 or covariance.shape[-2:] != (mean.shape[-1], mean.shape[-1]):
             msg = (
                 "`mean` and `covariance` must have shapes (*batch, D) and (*batch, D, D), received "
@@ -68,6 +74,11 @@ class GaussianState(TorchDistribution):
         self._mean, self._covariance = mean.double(), covariance.double()
         batch = torch.broadcast_shapes(mean.shape[:-1], covariance.shape[:-2])
         super().__init__(batch, mean.shape[-1:], validate_args=validate_args)
+        if self._validate_args:
+            for name, value in (("mean", mean), ("covariance", covariance)):
+                if not bool(value.detach().isfinite().all()):
+                    msg = f"`{name}` must be finite, received {value.detach()[~value.isfinite()][0].item()}."
+                    raise ValueError(msg)
 
     @property
     def moments(self) -> tuple[Tensor, Tensor]:

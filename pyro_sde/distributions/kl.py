@@ -90,15 +90,26 @@ def path_kl(q: PathDistribution, p: PathDistribution, path: Tensor) -> Tensor:
     Raises:
         ValueError: if the divergence is infinite (other diffusion, a difference of drifts outside the range of the
             diffusion, singular initial laws) or the grids differ; the message names dimension, time and both values.
+            If the path has another shape or is not finite.
+        TypeError: if `q` or `p` is no path law, or `path` no tensor of states.
         NotImplementedError: if the kernels of the two laws have no closed form together.
 
     References:
         Li et al. (2020), arXiv 2001.01328, eq. (10).
     """
+    for name, law in (("q", q), ("p", p)):
+        if not isinstance(law, PathDistribution):
+            msg = f"`{name}` must be a path law, without `.mask` or `.to_event`, received {type(law).__name__}."
+            raise TypeError(msg)
     carried = _carried_terms(q, p, path, closed=True)
     if carried is not None and carried.kl is not None:
         return carried.kl
     _check_comparable(q, p)
+    if q._validate_args:
+        q.check_path("path", path)
+        if not bool(path.detach().isfinite().all()):
+            msg = f"`path` must be finite, received {path.detach()[~path.isfinite()][0].item()}."
+            raise ValueError(msg)
     kernels = q.kernels(path)
     return _initial_kl(q, p, q.first_state(path)) + kernels.kl(p.kernels_beside(path, q, kernels)).sum(0)
 

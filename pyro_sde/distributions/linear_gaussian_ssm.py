@@ -91,6 +91,9 @@ class LinearGaussianSSM(TorchDistribution):
         batch = check_batches(process=self.path.batch_shape, observations=self._emissions.batch_shape)
         event = torch.Size((self._emissions.count, self._emissions.size))
         super().__init__(batch, event, validate_args=validate_args)
+        if self._validate_args and not bool(self._emissions.matrix.detach().isfinite().all()):
+            msg = "`observation_matrix` must be finite. What is not observed goes into `mask`."
+            raise ValueError(msg)
 
     @property
     def grid(self) -> TimeGrid:
@@ -112,7 +115,8 @@ class LinearGaussianSSM(TorchDistribution):
         """
         batch_shape = torch.Size(batch_shape)
         aligned = zip(reversed(self.batch_shape), reversed(batch_shape), strict=False)
-        if len(batch_shape) < len(self.batch_shape) or any(old not in (1, new) for old, new in aligned):
+        fits = len(batch_shape) >= len(self.batch_shape) and all(old in (1, new) for old, new in aligned)
+        if not fits or min(batch_shape, default=0) < 0:
             msg = f"cannot expand a law of batch shape {tuple(self.batch_shape)} to {tuple(batch_shape)}."
             raise ValueError(msg)
         new = copy.copy(self) if _instance is None else _instance

@@ -29,12 +29,17 @@ class RegimeChain:
 
     Raises:
         ValueError: if shapes do not fit, or probabilities do not sum to 1.
-        TypeError: if `log_transition` is neither.
+        TypeError: if `log_transition` is neither, or a tensor is not of floating-point numbers.
     """
 
     def __init__(self, log_initial: Tensor, log_transition: Tensor | RegimeTransition) -> None:
-        if log_initial.dim() < 1:
-            msg = f"`log_initial` must have shape (*batch, K), received {tuple(log_initial.shape)}."
+        for name, value in (("log_initial", log_initial), ("log_transition", log_transition)):
+            if isinstance(value, Tensor) and not value.is_floating_point():
+                msg = f"`{name}` must be of floating-point numbers, received {value.dtype}."
+                raise TypeError(msg)
+        if not isinstance(log_initial, Tensor) or log_initial.dim() < 1:
+            shape = tuple(log_initial.shape) if isinstance(log_initial, Tensor) else type(log_initial).__name__
+            msg = f"`log_initial` must have shape (*batch, K), received {shape}."
             raise ValueError(msg)
         check_log_probabilities("log_initial", log_initial)
         self.log_initial = log_initial

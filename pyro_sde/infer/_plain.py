@@ -133,6 +133,9 @@ def read_plain(path: Path, kind: str, version: int) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != kind:
         msg = f"{path.name} is no checkpoint written by `save` of this package; it may be a state_dict."
         raise ValueError(msg)
+    if not isinstance(content.get("version"), int):
+        msg = f"{path.name} says nothing of its format version, so it cannot be read; write it again with `save`."
+        raise ValueError(msg)
     if content["version"] > version:
         msg = f"{path.name} has format version {content['version']}, this package reads up to {version}; update it."
         raise ValueError(msg)

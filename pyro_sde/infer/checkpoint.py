@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ Optimizer = PyroOptim | torch.optim.Optimizer | None
 
 _FORMAT = "pyro_sde.checkpoint"
 _VERSION = 1
+_ENTRIES = ("modules", "params", "constraints", "names", "optimizer", "extra")
 
 
 def save(
@@ -119,11 +121,11 @@ def load(
         The `extra` given to `save`.
 
     Raises:
-        ValueError: if the file is no checkpoint, or a name is missing, unexpected (if `strict`), or has another shape;
-            the message names the parameters.
+        ValueError: if the file is no checkpoint or lacks an entry; if a name is missing, unexpected (if `strict`), or
+            has another shape; the message names the parameters.
         TypeError: if an argument is of another kind.
     """
-    content = read_plain(Path(path), _FORMAT, _VERSION)
+    content = _read(Path(path))
     parts = _parts(model, guide)
     problems, waiting = _compare(content, parts, strict)
     problems += _compare_store(content, waiting)
@@ -138,6 +140,22 @@ def load(
     _restore_store(content, parts, waiting)
     _restore_optimizer(optimizer, content["optimizer"])
     return content["extra"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Content of a file, with every entry that there has been from the first version on."""
+    try:
+        content = read_plain(path, _FORMAT, _VERSION)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # torch seeks before the start of a file that was cut short
+            raise
+        msg = f"{path.name} is no checkpoint written by `save` of this package: it has been cut short."
+        raise ValueError(msg) from error
+    missing = [name for name in _ENTRIES if name not in content]
+    if missing:
+        msg = f"{path.name} has no entry '{missing[0]}', which `save` always writes. It was changed by other means."
+        raise ValueError(msg)
+    return content
 
 
 def _parts(model: Target, guide: Target) -> dict[str, nn.Module]:

@@ -2,6 +2,7 @@ r"""Evidence lower bounds for models with path sites."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -51,8 +52,9 @@ class PathELBO(Trace_ELBO):
         **options: of `Trace_ELBO`, such as `num_particles` and `vectorize_particles`.
 
     Raises:
-        ValueError: at construction if `kl` or `kl_weight` is not as described; at use if the divergence of a site is
-            infinite, a path site has no counterpart, or a site over-counts (dims of a path re-used as plates).
+        ValueError: at construction if `kl`, `kl_weight` or `num_particles` is not as described; at use if the
+            divergence of a site is infinite, a path site has no counterpart, or a site over-counts (dims of a path
+            re-used as plates).
 
     References:
         Roeder, Wu, Duvenaud (2017), arXiv 1703.09194; Xu et al. (2022), arXiv 2102.06559, section 4;
@@ -63,8 +65,12 @@ class PathELBO(Trace_ELBO):
         if kl not in _KL:
             msg = f"`kl` must be one of {_KL}, received {kl!r}."
             raise ValueError(msg)
-        if not kl_weight >= 0:
+        if not 0 <= kl_weight < math.inf:
             msg = f"`kl_weight` must be a number >= 0, received {kl_weight!r}."
+            raise ValueError(msg)
+        particles = options.get("num_particles", 1)
+        if isinstance(particles, bool) or not isinstance(particles, int) or particles < 1:
+            msg = f"`num_particles` must be an integer >= 1, received {particles!r}."
             raise ValueError(msg)
         super().__init__(**options)
         self.kl = kl

@@ -65,8 +65,9 @@ def _place(bad: Tensor, timed: bool) -> str:
 def psd_factor(matrix: Tensor) -> Tensor:
     r"""Lower triangular L with :math:`L L^\top` = `matrix`, for positive semidefinite matrices, zero ones included.
 
-    A direction without noise has a zero column. The gradient is finite everywhere: it is that of the matrices that
-    keep these directions free of noise (the derivative that would add noise there is infinite, and left out).
+    A direction without noise has a zero column, and a matrix with a NaN a factor of NaNs. The gradient is finite
+    everywhere: it is that of the matrices that keep these directions free of noise (the derivative that would add noise
+    there is infinite, and left out).
 
     Args:
         matrix: symmetric positive semidefinite matrices; the symmetric part is used.
@@ -88,7 +89,11 @@ def psd_factor(matrix: Tensor) -> Tensor:
         return torch.linalg.cholesky_ex(matrix)[0]
     unit = torch.eye(dim, dtype=matrix.dtype, device=matrix.device)
     factor, _ = torch.linalg.cholesky_ex(torch.where(regular[..., None, None], matrix, unit))
-    return factor.index_put((~regular).nonzero(as_tuple=True), _singular_factor(matrix[~regular], tolerance))
+    singular = matrix[~regular]
+    # a pivot that is not a number would look like a direction without noise
+    unknown = singular.isnan().flatten(start_dim=1).any(-1)[:, None, None]
+    factors = _singular_factor(singular, tolerance).masked_fill(unknown, torch.nan)
+    return factor.index_put((~regular).nonzero(as_tuple=True), factors)
 
 
 def _singular_factor(matrix: Tensor, tolerance: float) -> Tensor:

@@ -10,6 +10,16 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from ._grid_times import (
+    as_times,
+    check_increasing,
+    check_inside,
+    check_mask,
+    endpoint,
+    fill_invalid,
+    is_number,
+    trailing_repeats,
+)
 from ._pilot_run import pilot_knots
 from .pilot import Pilot, PilotSDE
 
@@ -48,6 +58,7 @@ class TimeGrid:
     Raises:
         ValueError: if times are empty, not finite, unsorted or repeated, a row has no valid time, an observation lies
             outside ``[start, end]``, or `max_step` is not positive.
+        TypeError: if times, `mask`, `start` or `end` are not numbers.
 
     Example:
         >>> grid = TimeGrid(torch.tensor([0.0, 0.5, 2.0]), max_step=0.5)
@@ -66,29 +77,29 @@ class TimeGrid:
         start: float | Tensor | None = None,
         end: float | Tensor | None = None,
     ) -> None:
-        times = _as_times(times)
-        if max_step is not None and not (max_step > 0 and math.isfinite(max_step)):
-            msg = f"`max_step` must be a positive finite number, received {max_step}."
+        times = as_times(times)
+        if max_step is not None and not (is_number(max_step) and 0 < max_step < math.inf):
+            msg = f"`max_step` must be a positive finite number, received {max_step!r}."
             raise ValueError(msg)
         if mask is None:
             self.mask = torch.ones_like(times, dtype=torch.bool)
         else:
-            self.mask = _check_mask(mask, times)
-        self.observed_times = _fill_invalid(times, self.mask)
+            self.mask = check_mask(mask, times)
+        self.observed_times = fill_invalid(times, self.mask)
         if mask is None:
-            self.mask = ~_trailing_repeats(self.observed_times)
+            self.mask = ~trailing_repeats(self.observed_times)
             # padding refers to the last time: its gradient goes there, as in the grid of the series alone
-            self.observed_times = _fill_invalid(self.observed_times, self.mask)
-        _check_increasing(self.observed_times, self.mask)
+            self.observed_times = fill_invalid(self.observed_times, self.mask)
+        check_increasing(self.observed_times, self.mask)
 
         knots = self.observed_times
         if start is not None:
-            first = _endpoint(start, "start", knots)
-            _check_inside((knots[..., :1] >= first).all(), "start", first, knots)
+            first = endpoint(start, "start", knots)
+            check_inside((knots[..., :1] >= first).all(), "start", first, knots)
             knots = torch.cat([first, knots], -1)
         if end is not None:
-            last = _endpoint(end, "end", knots)
-            _check_inside((knots[..., -1:] <= last).all(), "end", last, knots)
+            last = endpoint(end, "end", knots)
+            check_inside((knots[..., -1:] <= last).all(), "end", last, knots)
             knots = torch.cat([knots, last], -1)
         gaps = knots.detach().diff(dim=-1)
         counts = (gaps > 0).long()
@@ -207,10 +218,11 @@ class TimeGrid:
         Raises:
             ValueError: if `path` has another number of grid points or a batch shape that does not fit.
         """
-        if path.dim() < 2 or path.shape[-2] != self.times.shape[-1]:
+        if not isinstance(path, Tensor) or path.dim() < 2 or path.shape[-2] != self.times.shape[-1]:
+            shape = tuple(path.shape) if isinstance(path, Tensor) else type(path).__name__
             msg = (
-                f"`path` must have shape (..., {self.times.shape[-1]}, D) on this grid, received "
-                f"{tuple(path.shape)}. Pass the whole solver path of the site that uses this grid."
+                f"`path` must have shape (..., {self.times.shape[-1]}, D) on this grid, received {shape}. "
+                "Pass the whole solver path of the site that uses this grid."
             )
             raise ValueError(msg)
         if not self.batch_shape:
@@ -238,7 +250,17 @@ class TimeGrid:
         return grid
 
     def expand(self, batch_shape: torch.Size | Sequence[int]) -> TimeGrid:
-        """View of this grid with the batch shape `batch_shape`."""
+        """View of this grid with the batch shape `batch_shape`.
+
+        Raises:
+            ValueError: if the grid's own batch shape does not broadcast to it.
+        """
+        batch_shape = torch.Size(batch_shape)
+        own = self.batch_shape
+        fits = len(batch_shape) >= len(own) and min(batch_shape, default=0) >= 0
+        if not fits or any(a not in (1, b) for a, b in zip(reversed(own), reversed(batch_shape), strict=False)):
+            msg = f"`batch_shape` {tuple(batch_shape)} is not one that the batch shape {tuple(own)} broadcasts to."
+            raise ValueError(msg)
         grid = copy.copy(self)
         for name in _TENSORS:
             value = getattr(self, name)
@@ -273,94 +295,3 @@ class TimeGrid:
         observations = self.observed_times.shape[-1]
         sizes = f"batch_shape={tuple(self.batch_shape)}, observations={observations}, num_steps={self.num_steps}"
         return f"TimeGrid({sizes}, [{low:g}, {high:g}])"
-
-
-def _as_times(times: Tensor | Sequence[float]) -> Tensor:
-    times = torch.as_tensor(times)
-    if not times.is_floating_point():
-        times = times.to(torch.get_default_dtype())
-    if times.dim() == 0 or times.numel() == 0:
-        msg = f"`times` must have shape (*batch, N) with N >= 1 and no empty batch, received {tuple(times.shape)}."
-        raise ValueError(msg)
-    return times
-
-
-def _check_mask(mask: Tensor | Sequence[bool], times: Tensor) -> Tensor:
-    mask = torch.as_tensor(mask, device=times.device)
-    if mask.dtype != torch.bool or mask.shape != times.shape:
-        msg = (
-            f"`mask` must be a bool tensor of the shape of `times` {tuple(times.shape)} (True = valid time), received "
-            f"{mask.dtype} {tuple(mask.shape)}. Missing channels go into the likelihood instead."
-        )
-        raise ValueError(msg)
-    if not mask.any(-1).all():
-        row = (~mask.any(-1)).nonzero()[0].tolist()
-        msg = f"`mask` has no valid time in series {row}; drop the series or give it one observation."
-        raise ValueError(msg)
-    return mask
-
-
-def _fill_invalid(times: Tensor, mask: Tensor) -> Tensor:
-    """Overwrite invalid times by the last valid one before them (leading ones by the first valid one)."""
-    position = torch.arange(times.shape[-1], device=times.device).expand(times.shape)
-    source = torch.where(mask, position, torch.zeros_like(position)).cummax(-1).values
-    source = torch.maximum(source, mask.to(torch.uint8).argmax(-1, keepdim=True))
-    times = times.gather(-1, source)
-    if not torch.isfinite(times.detach()).all():
-        where = (~torch.isfinite(times.detach())).nonzero()[0].tolist()
-        msg = (
-            f"`times` must be finite at valid entries; entry {where} is {times[tuple(where)].item()}. "
-            "Pass `mask` (True = valid time) for padded entries."
-        )
-        raise ValueError(msg)
-    return times
-
-
-def _trailing_repeats(times: Tensor) -> Tensor:
-    """True where a time repeats the one before it and so do all later ones."""
-    repeats = torch.zeros_like(times, dtype=torch.bool)
-    repeats[..., 1:] = times.detach().diff(dim=-1) == 0
-    return repeats.flip(-1).cumprod(-1).flip(-1).bool()
-
-
-def _check_increasing(times: Tensor, mask: Tensor) -> None:
-    gaps = times.detach().diff(dim=-1)
-    bad = (gaps < 0) | ((gaps == 0) & mask[..., 1:])
-    # A leading masked entry is filled from the right, so the first valid entry repeats it and is no duplicate.
-    bad = bad & mask[..., :-1].long().cumsum(-1).bool()
-    if bad.any():
-        where = bad.nonzero()[0].tolist()
-        before, after = times[(*where,)].item(), times[(*where[:-1], where[-1] + 1)].item()
-        kind = "unsorted" if after < before else "repeated"
-        msg = (
-            f"`times` must increase along the last axis, but they are {kind} at entries {where} and "
-            f"{[*where[:-1], where[-1] + 1]}: {before:g}, {after:g}. Sort the observations, merge equal times, and "
-            "pass `mask` for entries that are not observations."
-        )
-        raise ValueError(msg)
-
-
-def _endpoint(value: float | Tensor, name: str, knots: Tensor) -> Tensor:
-    endpoint = torch.as_tensor(value, dtype=knots.dtype, device=knots.device)
-    try:
-        endpoint = endpoint.expand(knots.shape[:-1])
-    except RuntimeError as error:
-        msg = (
-            f"`{name}` must be a number or have the batch shape {tuple(knots.shape[:-1])} of `times`, "
-            f"received {tuple(endpoint.shape)}."
-        )
-        raise ValueError(msg) from error
-    if not torch.isfinite(endpoint.detach()).all():
-        msg = f"`{name}` must be finite, received {value}."
-        raise ValueError(msg)
-    return endpoint.unsqueeze(-1)
-
-
-def _check_inside(inside: Tensor, name: str, endpoint: Tensor, knots: Tensor) -> None:
-    if not inside:
-        low, high = float(knots.detach().min()), float(knots.detach().max())
-        msg = (
-            f"every observation must lie inside [start, end]; `{name}` is {endpoint.detach().flatten().tolist()[:4]} "
-            f"but the observation times span [{low:g}, {high:g}]. Move `{name}` or drop the observations outside."
-        )
-        raise ValueError(msg)

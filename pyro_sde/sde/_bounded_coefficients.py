@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ._arguments import check_coefficients
+
 __all__ = [
     "AlleleDiffusion",
     "AlleleDrift",
@@ -23,6 +25,7 @@ class _Coefficient(nn.Module):
 
     def __init__(self, **values: Tensor | float) -> None:
         super().__init__()
+        check_coefficients(**values)
         for name, value in values.items():
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 self.register_buffer(name, value, persistent=False)  # keeps its graph

@@ -268,6 +268,9 @@ class ControlledSDE(SDE):
         if not callable(control):
             msg = f"`control` must be a function of (t, z[, inputs]), received {type(control).__name__}."
             raise TypeError(msg)
+        if not isinstance(base, SDE):
+            msg = f"`base` must be an SDE, received {type(base).__name__}."
+            raise TypeError(msg)
         self.noise = base.noise
         self.noise_type = base.noise_type
         self.sde_type = base.sde_type

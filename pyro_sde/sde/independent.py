@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..nn.state_network import StateNetwork
 from ..ops.discretise import Transition
+from ._arguments import is_count
 from .base import Coefficients, Evaluator, Rows
 from .linear import LinearSDE, Parameter, shape_of
 from .system import LinearSystem
@@ -22,7 +23,7 @@ class _Independent(LinearSDE):
     def __init__(self, state_dim: int | None, **parameters: Parameter) -> None:
         widths = {shape[-1] for shape in map(shape_of, parameters.values()) if shape} - {1}
         width = max(widths, default=1) if state_dim is None else state_dim
-        if width < 1 or any(w != width for w in widths):
+        if not (state_dim is None or is_count(state_dim, 1)) or any(w != width for w in widths):
             shapes = {name: tuple(shape_of(value)) for name, value in parameters.items()}
             msg = (
                 f"the last axis of every parameter must be the state dimension or 1; received {shapes} with "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.discretise import Transition
+from ._arguments import is_count
 from .linear import LinearSDE, Parameter
 from .system import LinearSystem
 
@@ -41,8 +42,8 @@ class IntegratedWiener(LinearSDE):
     """
 
     def __init__(self, order: int = 1, scale: Parameter = 1.0) -> None:
-        if order < 0:
-            msg = f"`order` counts integrations and must be >= 0, received {order}."
+        if not is_count(order, 0):
+            msg = f"`order` counts integrations and must be >= 0, received {order!r}."
             raise ValueError(msg)
         super().__init__(order + 1)
         self.order = order

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..nn.diffusion import DiagonalDiffusion
 from ..nn.mlp import DriftNet
 from ..nn.state_network import StateNetwork, is_plain
+from ._arguments import check_coefficients
 from .base import SDE
 
 __all__ = [
@@ -34,6 +35,7 @@ class GeometricBrownianMotion(SDE):
     """
 
     def __init__(self, growth: Coefficient, volatility: Coefficient) -> None:
+        check_coefficients(growth=growth, volatility=volatility)
         super().__init__(_Function(_proportional, growth), _Function(_proportional, volatility))
 
 
@@ -50,6 +52,7 @@ class DoubleWell(SDE):
     """
 
     def __init__(self, strength: Coefficient = 4.0, scale: Coefficient = 1.0, well: Coefficient = 1.0) -> None:
+        check_coefficients(strength=strength, scale=scale, well=well)
         super().__init__(_Function(_double_well, strength, well), _Function(_constant, scale))
 
 
@@ -96,6 +99,10 @@ class UnderdampedLangevin(SDE):
     def __init__(
         self, force: Callable[[Tensor], Tensor], friction: Coefficient = 1.0, scale: Coefficient = 1.0
     ) -> None:
+        if not callable(force):
+            msg = f"`force` must be a function of the positions, received {type(force).__name__}."
+            raise TypeError(msg)
+        check_coefficients(friction=friction, scale=scale)
         super().__init__(_LangevinDrift(force, friction), _Function(_on_velocity, scale))
 
 

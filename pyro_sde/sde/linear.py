@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..nn.state_network import StateNetwork
 from ..ops.discretise import Transition
+from ._arguments import check_coefficients
 from .base import SDE, Coefficients, Evaluator, Rows
 from .noise import noise_structure
 from .system import LinearSystem, multiply_systems, sum_systems
@@ -173,6 +174,8 @@ class LinearSDE(SDE, PyroModule):
             self._positive.add(name)
             if isinstance(value, int | float | Tensor):
                 self._check_positive(name, torch.as_tensor(value))
+        if not isinstance(value, PyroParam | PyroSample):
+            check_coefficients(**{name: value})
 
     def _read(self, *names: str, device: torch.device | None) -> tuple[list[Tensor], torch.dtype]:
         """Hyper-parameters in float64, on one device, and the dtype of those that are tensors."""

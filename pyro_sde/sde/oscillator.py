@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.discretise import Transition
+from ._arguments import is_count
 from .linear import LinearSDE, Parameter
 from .matern import matern_system
 from .system import LinearSystem, multiply_systems
@@ -111,8 +112,8 @@ class Periodic(LinearSDE):
     def __init__(
         self, period: Parameter, lengthscale: Parameter = 1.0, variance: Parameter = 1.0, *, harmonics: int = 7
     ) -> None:
-        if harmonics < 1:
-            msg = f"`harmonics` must be >= 1, received {harmonics}."
+        if not is_count(harmonics, 1):
+            msg = f"`harmonics` must be >= 1, received {harmonics!r}."
             raise ValueError(msg)
         super().__init__(2 * harmonics + 2)
         self.harmonics = harmonics

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+
 import torch
 from torch import Tensor
 
@@ -20,11 +23,16 @@ FORMS = {
     "reversible_heun": "stratonovich",
     "srk": "ito",
 }
+_ADJOINT_ONLY = ("adjoint_reversible_heun",)
 _COMMUTATIVE_ONLY = ("milstein", "srk")
 
 
-def check_options(method: str | None, rtol: float, atol: float) -> None:
-    """Raise ValueError unless the method is known and the tolerances are positive."""
+def check_options(method: str | None, rtol: float, atol: float, adjoint_method: str | None = None) -> None:
+    """Raise ValueError unless the methods are known and the tolerances are positive and finite."""
+    known = (*FORMS, *_ADJOINT_ONLY)
+    if adjoint_method is not None and adjoint_method not in known:
+        msg = f"`adjoint_method` must be one of {sorted(known)}, received {adjoint_method!r}."
+        raise ValueError(msg)
     if method is not None and method not in FORMS:
         msg = (
             f"`method` must be one of {sorted(FORMS)}, received {method!r}. (torchsde's log_ode draws Lévy areas of a "
@@ -32,7 +40,7 @@ def check_options(method: str | None, rtol: float, atol: float) -> None:
         )
         raise ValueError(msg)
     for name, value in (("rtol", rtol), ("atol", atol)):
-        if not value > 0:
+        if not (isinstance(value, Real) and 0 < value < math.inf):
             msg = f"`{name}` must be a number > 0, received {value!r}."
             raise ValueError(msg)
 

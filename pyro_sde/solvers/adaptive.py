@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -73,7 +74,7 @@ class TorchsdeAdjoint(CarriedBackend):
     martingale: bool = True
 
     def __post_init__(self) -> None:
-        check_options(self.method, self.rtol, self.atol)
+        check_options(self.method, self.rtol, self.atol, self.adjoint_method)
         if self.adaptive and self.method == "reversible_heun":
             msg = (
                 'adaptive=True is not possible with method="reversible_heun", which would have to retrace its steps '
@@ -149,6 +150,7 @@ def sample_adaptive(
     Raises:
         ValueError: if the noise does not commute or does not fit the method, a shape does not fit, or the step size
             falls below 1e-7 of a gap.
+        TypeError: if `sde` is no SDE, or `initial` or `times` no floating-point tensor.
 
     References:
         Gaines and Lyons (1997), Variable step size control in the numerical solution of stochastic differential
@@ -156,9 +158,10 @@ def sample_adaptive(
     """
     check_options(method, rtol, atol)
     method = method or "srk"
-    if max_step is not None and not max_step > 0:
+    if max_step is not None and not (isinstance(max_step, Real) and 0 < max_step < math.inf):
         msg = f"`max_step` must be a number > 0, received {max_step!r}."
         raise ValueError(msg)
+    _check_kinds(sde, initial, times)
     if times.dim() != 1:
         msg = (
             f"`times` must have shape (N,), shared by all series, received {tuple(times.shape)}. For times per series "
@@ -183,10 +186,29 @@ def sample_adaptive(
         return system.parts(run.solve(first, None))[0].movedim(0, -2)
 
 
+def _check_kinds(sde: SDE, initial: Tensor, times: Tensor) -> None:
+    if not isinstance(sde, SDE):
+        msg = f"`sde` must be an SDE, received {type(sde).__name__}."
+        raise TypeError(msg)
+    for name, value in (("initial", initial), ("times", times)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            msg = f"`{name}` must be a floating-point tensor, received {kind}."
+            raise TypeError(msg)
+    if initial.dim() < 1 or not bool(initial.isfinite().all()):
+        problem = "an entry that is not finite" if initial.dim() else "shape ()"
+        msg = f"`initial` must be finite states of shape (*batch, D), received {problem}."
+        raise ValueError(msg)
+
+
 def _brownian_dim(sde: SDE, initial: Tensor, t: Tensor, rows: Sequence[Tensor | None]) -> int:
     first = tuple(None if row is None else row[..., 0, :] for row in rows)
     with poutine.block(), poutine.trace() as statements:
-        diffusion = sde.coefficients(t, initial, first).diffusion
+        try:
+            diffusion = sde.coefficients(t, initial, first).diffusion
+        except RuntimeError as error:
+            msg = f"`initial` of shape {tuple(initial.shape)} does not fit the coefficients of `sde`: {error}."
+            raise ValueError(msg) from error
     drawn = [name for name, site in statements.trace.nodes.items() if site["type"] == "sample"]
     if drawn:
         msg = (

@@ -122,10 +122,17 @@ def reflect(z: Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
         lower: number or tensor broadcastable to z; None or -inf for no boundary.
         upper: likewise.
 
+    Raises:
+        TypeError: if `z` is no floating-point tensor.
+
     Example:
         >>> reflect(torch.tensor([-0.3, 0.4, 1.2, 2.1]), 0.0, 1.0)
         tensor([0.3000, 0.4000, 0.8000, 0.1000])
     """
+    if not isinstance(z, Tensor) or not z.is_floating_point():
+        kind = z.dtype if isinstance(z, Tensor) else type(z).__name__
+        msg = f"`z` must be a floating-point tensor, received {kind}."
+        raise TypeError(msg)
     if upper is None:
         low, _ = _bounds(z, lower, None)
         return torch.where(z < low, 2 * low - z, z)

@@ -365,6 +365,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         (b"not a file of torch", "run.pt is no checkpoint written by `save` of this package: "),
         (b"", "run.pt is no checkpoint written by `save` of this package: "),
         ({"weight": torch.zeros(2)}, "it may be a state_dict"),
+        ({"format": "pyro_sde.checkpoint"}, "says nothing of its format version"),
         ({"format": "pyro_sde.checkpoint", "version": 99}, "has format version 99, this package reads up to 1"),
         (constraints.Constraint(), "run.pt is no checkpoint .*: Weights only load failed"),
     ],

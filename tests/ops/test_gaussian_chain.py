@@ -278,3 +278,11 @@ def test_the_factor_of_one_singular_matrix_needs_no_batch():
     column = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
     factor = psd_factor(column @ column.mT)
     torch.testing.assert_close(factor, torch.cat([column, torch.zeros_like(column)], -1))
+
+
+def test_a_matrix_that_is_not_a_number_has_no_factor():
+    matrix = torch.zeros(3, 2, 2, dtype=DOUBLE)
+    matrix[1, 0, 0] = torch.nan
+    factor = psd_factor(matrix)
+    assert factor[1].isnan().all()
+    assert torch.equal(factor[[0, 2]], torch.zeros(2, 2, 2, dtype=DOUBLE))

@@ -10,6 +10,7 @@ from torch import nn
 from pyro_sde import SDE, NeuralSDE, SDEPath, TimeGrid
 from pyro_sde.nn import ControlNet
 from pyro_sde.sde import UnderdampedLangevin
+from pyro_sde.solvers import Execution
 
 
 @pytest.fixture(autouse=True)
@@ -182,6 +183,20 @@ def test_coefficients_that_do_not_repeat_fall_back_to_the_loop():
     with pyro.settings.context(pyro_sde_backward="parallel"):
         path = law_of(lambda t, z: net(z)).rsample()
     assert type(path.grad_fn.next_functions[0][0]).__name__ == "StackBackward0"
+
+
+def test_a_path_that_explodes_is_reported_as_by_the_loop():
+    scale = torch.ones(1, requires_grad=True)
+    messages = []
+    for backward in ("parallel", "loop"):
+        sde = SDE(lambda t, z: scale * z**3, lambda t, z: torch.ones_like(z))
+        start = dist.Normal(torch.full((1,), 100.0), 1.0).to_event(1)
+        law = SDEPath(sde, start, TimeGrid(torch.linspace(0, 4, 9)), execution=Execution(backward=backward))
+        torch.manual_seed(0)
+        with pytest.raises(ValueError, match="became non-finite") as caught:
+            law.log_prob(law.rsample())
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
 
 
 def test_second_order_dynamics_have_finite_gradients_in_parallel():
