@@ -3,12 +3,14 @@
 # PYTHON       the interpreter that `.venv` is made with (3.11 or newer for the pinned versions below)
 # CONSTRAINTS  the pinned versions; `make venv CONSTRAINTS=/dev/null` takes the newest ones instead
 # WORKERS      test processes
+# ONLY         for `make tutorials`: the numbers of the notebooks to run; all if empty
 # REPORT       for `make bench`: the page whose tables are written anew (docs/performance.md); none if empty
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 WORKERS ?= 2
 REPORT ?=
+ONLY ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +24,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv quickstart test test-all pytest lint format types docs bench bench-folds clean
+.PHONY: help venv quickstart test test-all pytest lint format types docs bench bench-folds tutorials clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -41,7 +43,7 @@ $(DEV_STAMP): pyproject.toml $(CONSTRAINTS)
 	@echo "==> setting up $(VENV) with test, docs and lint tools (a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) torch
-	@$(PIP) --editable ".[test,docs,plots,dev]"
+	@$(PIP) --editable ".[test,docs,plots,tutorials,dev]"
 	@touch $@
 
 quickstart: $(QUICK_STAMP)  ## train a latent SDE on real data; writes quickstart.png and quickstart.nc
@@ -76,6 +78,9 @@ bench: $(DEV_STAMP)  ## measure speed; 1 thread, ten minutes
 
 bench-folds: $(DEV_STAMP)  ## train posteriors on the CVI-DP folds; REPORT=docs/measured.md; six minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pyro_sde bench gaussian_folds $(if $(REPORT),--report $(REPORT))
+
+tutorials: $(DEV_STAMP)  ## run the notebooks in full and save their outputs; ONLY=01 for one of them; half an hour
+	@OMP_NUM_THREADS=2 $(BIN)/python tutorials/execute.py $(ONLY)
 
 format: $(DEV_STAMP)  ## let ruff fix what it can
 	@$(BIN)/ruff check --fix .

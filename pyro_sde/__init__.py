@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from .infer import save as save
     from .models import DeepMarkovModel as DeepMarkovModel
     from .models import LatentSDE as LatentSDE
+    from .models import PathForecaster as PathForecaster
+    from .models import RollingOrigin as RollingOrigin
+    from .models import backtest as backtest
 
 __all__ = [
     "AutoGaussianMarkov",
@@ -57,12 +60,15 @@ __all__ = [
     "PathDistribution",
     "PathELBO",
     "PathEmission",
+    "PathForecaster",
     "PathNoiseReparam",
     "PosteriorSDE",
+    "RollingOrigin",
     "SDE",
     "SDEPath",
     "SwitchingPath",
     "TimeGrid",
+    "backtest",
     "check",
     "load",
     "path_kl",
@@ -87,7 +93,7 @@ _ROOMS = {  # loaded on request, with the names that are offered here
     ),
     "data": (),
     "diagnostics": (),
-    "models": ("DeepMarkovModel", "LatentSDE"),
+    "models": ("DeepMarkovModel", "LatentSDE", "PathForecaster", "RollingOrigin", "backtest"),
     "testing": (),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

@@ -46,11 +46,12 @@ ROOF = 11  # the facade pyro_sde/__init__.py and pyro_sde/__main__.py: nothing i
 # These packages are slow to import or optional: few files know them.
 ONLY_IMPORTERS = {
     "arviz": ("pyro_sde/diagnostics/arviz.py",),
+    "lightning": ("pyro_sde/infer/lightning_module.py",),
     "matplotlib": ("pyro_sde/diagnostics/plots.py",),
     "numba": ("pyro_sde/ops/_kalman_compiled.py", "pyro_sde/ops/scan.py", "pyro_sde/solvers/_jit.py"),
     "torchsde": ("pyro_sde/solvers/adaptive.py",),
 }
-LOADED_ON_REQUEST = ("arviz", "matplotlib", "numba", "torchsde")
+LOADED_ON_REQUEST = ("arviz", "lightning", "matplotlib", "numba", "torchsde")
 
 MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -473,8 +474,8 @@ def test_no_asserts_in_the_package():
 
 def project_files() -> Iterator[Path]:
     """Every text file that we write: the package, tests, docs and the files at the root."""
-    kinds = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".css", ""}
-    roots = [PACKAGE, ROOT / "tests", ROOT / "docs", ROOT / ".ci"]
+    kinds = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".css", ".ipynb", ""}
+    roots = [PACKAGE, ROOT / "tests", ROOT / "docs", ROOT / "tutorials", ROOT / ".ci"]
     nested = (path for root in roots for path in root.rglob("*"))
     for path in [*ROOT.iterdir(), *nested]:
         if path.is_file() and path.suffix in kinds and path.name != ".git" and "__pycache__" not in path.parts:

@@ -16,6 +16,8 @@ from .check import Finding as Finding
 from .check import check as check
 from .checkpoint import load as load
 from .checkpoint import save as save
+from .continuation import ContinuePaths as ContinuePaths
+from .continuation import continue_path as continue_path
 from .elbo import JitPathELBO as JitPathELBO
 from .elbo import PathELBO as PathELBO
 from .emissions import EmissionLikelihood as EmissionLikelihood
@@ -25,13 +27,20 @@ from .fit import FitOptions as FitOptions
 from .fit import FitResult as FitResult
 from .fit import FitStep as FitStep
 from .fit import fit as fit
+from .fit_sharded import fit_sharded as fit_sharded
 from .held_out import HeldOut as HeldOut
 from .held_out import held_out as held_out
+from .lightning_module import lightning_module as lightning_module
+from .mixing import MixingRegulariser as MixingRegulariser
+from .mixing import contraction_rates as contraction_rates
+from .mixing import mixing_penalty as mixing_penalty
 from .particle_filter import FilteredParticles as FilteredParticles
 from .particle_filter import particle_filter as particle_filter
 from .particle_smoother import particle_smoother as particle_smoother
+from .randomised_correction import GapwiseCorrection as GapwiseCorrection
 from .randomised_correction import RandomisedCorrection as RandomisedCorrection
 from .reparam import PathNoiseReparam as PathNoiseReparam
+from .sharded_elbo import ShardedELBO as ShardedELBO
 from .simulation_free import ObservationSample as ObservationSample
 from .simulation_free import SimulationFreeELBO as SimulationFreeELBO
 from .simulation_free import TimeWindows as TimeWindows
@@ -42,6 +51,7 @@ from .streams import minibatches as minibatches
 __all__ = [
     "AutoGaussianMarkov",
     "AutoSDE",
+    "ContinuePaths",
     "EmissionLikelihood",
     "FilteredParticles",
     "FilteringELBO",
@@ -49,21 +59,29 @@ __all__ = [
     "FitOptions",
     "FitResult",
     "FitStep",
+    "GapwiseCorrection",
     "HeldOut",
     "JitPathELBO",
+    "MixingRegulariser",
     "ObservationSample",
     "PathELBO",
     "PathEmission",
     "PathNoiseReparam",
     "RandomisedCorrection",
+    "ShardedELBO",
     "SimulationFreeELBO",
     "TimeWindows",
     "WindowBatch",
     "check",
+    "continue_path",
+    "contraction_rates",
     "fit",
+    "fit_sharded",
     "held_out",
+    "lightning_module",
     "load",
     "minibatches",
+    "mixing_penalty",
     "particle_filter",
     "particle_smoother",
     "sample_observations",

@@ -17,6 +17,7 @@ Papers: Rubanova, Chen, Duvenaud (2019), Latent ODEs for irregularly-sampled tim
 differential equations, arXiv:2001.01328 (context for a posterior drift, elementwise diffusion networks).
 """
 
+from .autocast import Autocast as Autocast
 from .base import Encoder as Encoder
 from .base import Encoding as Encoding
 from .base import check_observations as check_observations
@@ -26,20 +27,24 @@ from .gated_transition import GatedTransition as GatedTransition
 from .marginal_encoders import FreeMarginals as FreeMarginals
 from .marginal_encoders import GRUMarginals as GRUMarginals
 from .marginal_encoders import LocalMarginals as LocalMarginals
+from .marginals import FlowMarginals as FlowMarginals
 from .marginals import Marginals as Marginals
 from .marginals import NodeMarginals as NodeMarginals
 from .mlp import MLP as MLP
 from .mlp import ControlNet as ControlNet
 from .mlp import DriftNet as DriftNet
 from .packed_rnn import PackedRNN as PackedRNN
+from .sigmoid_map import SigmoidMap as SigmoidMap
 from .state_network import StateNetwork as StateNetwork
 
 __all__ = [
+    "Autocast",
     "ControlNet",
     "DiagonalDiffusion",
     "DriftNet",
     "Encoder",
     "Encoding",
+    "FlowMarginals",
     "FreeMarginals",
     "GRUEncoder",
     "GRUMarginals",
@@ -49,6 +54,7 @@ __all__ = [
     "Marginals",
     "NodeMarginals",
     "PackedRNN",
+    "SigmoidMap",
     "StateNetwork",
     "check_observations",
 ]
