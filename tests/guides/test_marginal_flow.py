@@ -19,35 +19,15 @@ from pyro_sde.guides.marginal_flow import (
     UniformTimes,
 )
 from pyro_sde.nn import GRUEncoder
-from pyro_sde.nn.diffusion import DiagonalDiffusion
 from pyro_sde.nn.marginal_encoders import FreeMarginals, GRUMarginals
 from pyro_sde.nn.marginals import Marginals
 from pyro_sde.sde import BrownianMotion, OrnsteinUhlenbeck
 from pyro_sde.testing.statistics import assert_mean
 from tests.guides import marginal_problem as problem
+from tests.guides.moving_marginals import DIFFUSIONS, Moving, fokker_planck_residual, general, standard
 
 D64 = torch.float64
 SAMPLERS = [UniformTimes(3), StratifiedTimes(3), LowDiscrepancyTimes(3), ImportanceTimes(3, num_bins=5)]
-
-
-class Moving(Marginals):
-    """Two dimensions with smooth moments, correlated or not."""
-
-    def __init__(self, full):
-        super().__init__(2)
-        self.full = full
-
-    def moments(self, t):
-        mean = torch.cat([t.sin(), 0.3 * t.square()], -1)
-        scale = torch.cat([0.5 + 0.2 * t.cos(), 0.4 + 0.1 * t], -1)
-        if not self.full:
-            return mean, scale
-        lower = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=t.dtype)
-        return mean, torch.diag_embed(scale) + 0.3 * t.unsqueeze(-1) * lower
-
-
-def standard(shape=(2,)):
-    return dist.Normal(torch.zeros(shape, dtype=D64), 1.0).to_event(1)
 
 
 def free():
@@ -72,23 +52,6 @@ def test_implied_drift_is_the_exact_posterior_drift_on_ou(t):
     assert (drift - problem.exact_drift(t, z)).abs().max() < 1e-10
 
 
-def general(t, z):
-    x, y = z[..., 0], z[..., 1]
-    first = torch.stack([1 + 0.3 * x.sin(), 0.2 * y], -1)
-    return torch.stack([first, torch.stack([0.1 * x * y, 0.8 + 0.2 * x.cos()], -1)], -2)
-
-
-ELEMENTWISE = DiagonalDiffusion(2, 4, constant=False).double()
-torch.nn.init.constant_(ELEMENTWISE.weight, 0.7)
-DIFFUSIONS = {
-    "constant": (lambda t, z: torch.tensor([0.7, 0.4], dtype=D64), "diagonal"),
-    "diagonal, of all states": (lambda t, z: 0.6 + 0.2 * torch.sin(z + z.flip(-1)), "diagonal"),
-    "elementwise networks": (ELEMENTWISE, "diagonal"),
-    "additive": (lambda t, z: torch.tensor([[0.5, 0.2], [0.0, 0.4]], dtype=D64) * t.cos().unsqueeze(-1), "additive"),
-    "general": (general, "general"),
-}
-
-
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("name", sorted(DIFFUSIONS))
 def test_marginals_solve_the_fokker_planck_equation_of_the_implied_drift(name, full):
@@ -102,23 +65,7 @@ def test_marginals_solve_the_fokker_planck_equation_of_the_implied_drift(name, f
         law = dist.MultivariateNormal(mean, scale_tril=scale) if full else dist.Normal(mean, scale).to_event(1)
         return law.log_prob(z).exp()
 
-    def derivative(value, at):
-        found = torch.autograd.grad(value.sum(), at, create_graph=True, allow_unused=True)[0]
-        return torch.zeros_like(at) if found is None else found
-
-    torch.manual_seed(1)
-    t = torch.full((6, 1), 0.6, dtype=D64).requires_grad_()
-    z = torch.randn(6, 2, dtype=D64).requires_grad_()
-    q = density(t, z)
-    sigma = diffusion(t, z).expand(6, *([2, 2] if noise_type in ("general", "additive") else [2]))
-    gram = sigma @ sigma.mT if sigma.dim() == 3 else torch.diag_embed(sigma.square())
-    flux = drift(t, z) * q.unsqueeze(-1)
-    change = derivative(q, t).squeeze(-1)
-    for i in range(2):
-        change = change + derivative(flux[:, i], z)[:, i]
-        for j in range(2):
-            change = change - 0.5 * derivative(derivative(gram[:, i, j] * q, z)[:, i], z)[:, j]
-    assert (change / q).abs().max() < 1e-9
+    assert fokker_planck_residual(density, drift, diffusion, noise_type).abs().max() < 1e-9
 
 
 def test_paths_of_the_posterior_have_the_marginals():

@@ -18,7 +18,7 @@ from pyro_sde.nn.sigmoid_map import SigmoidMap
 from pyro_sde.sde import OrnsteinUhlenbeck
 from pyro_sde.testing.statistics import assert_mean
 from tests.guides import marginal_problem as problem
-from tests.guides.test_marginal_flow import DIFFUSIONS, Moving, standard
+from tests.guides.moving_marginals import DIFFUSIONS, Moving, fokker_planck_residual, standard
 
 D64 = torch.float64
 EPS, MASS = (torch.as_tensor(part) for part in np.polynomial.hermite_e.hermegauss(80))
@@ -74,23 +74,10 @@ def test_bent_marginals_solve_the_fokker_planck_equation_of_the_implied_drift(na
     marginals = Bent(full)
     drift = MarginalPath(marginals, unit_grid()).to_sde_path(prior).sde.drift
 
-    def derivative(value, at):
-        found = torch.autograd.grad(value.sum(), at, create_graph=True, allow_unused=True)[0]
-        return torch.zeros_like(at) if found is None else found
+    def density(t, z):
+        return log_density(marginals, t, z).exp()
 
-    torch.manual_seed(1)
-    t = torch.full((6, 1), 0.6, dtype=D64).requires_grad_()
-    z = torch.randn(6, 2, dtype=D64).requires_grad_()
-    q = log_density(marginals, t, z).exp()
-    sigma = diffusion(t, z).expand(6, *([2, 2] if noise_type in ("general", "additive") else [2]))
-    gram = sigma @ sigma.mT if sigma.dim() == 3 else torch.diag_embed(sigma.square())
-    flux = drift(t, z) * q.unsqueeze(-1)
-    change = derivative(q, t).squeeze(-1)
-    for i in range(2):
-        change = change + derivative(flux[:, i], z)[:, i]
-        for j in range(2):
-            change = change - 0.5 * derivative(derivative(gram[:, i, j] * q, z)[:, i], z)[:, j]
-    assert (change / q).abs().max() < 1e-8
+    assert fokker_planck_residual(density, drift, diffusion, noise_type).abs().max() < 1e-8
 
 
 @pytest.mark.parametrize("full", [False, True])
