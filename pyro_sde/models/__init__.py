@@ -37,7 +37,6 @@ from .parts import Architecture as Architecture
 from .parts import Parts as Parts
 from .prediction import PathSamples as PathSamples
 from .predictor import PathPredictor as PathPredictor
-from .second_order import SecondOrderSDE as SecondOrderSDE
 from .tempo import LocalGuide as LocalGuide
 from .tempo import LocalLaws as LocalLaws
 from .tempo import SeriesBatch as SeriesBatch
@@ -66,7 +65,6 @@ __all__ = [
     "PathSamples",
     "PoissonLikelihood",
     "RollingOrigin",
-    "SecondOrderSDE",
     "SeriesBatch",
     "Tempo",
     "TempoParts",

@@ -150,7 +150,7 @@ class TempoSDE(PyroModule):
         ValueError: if `members` is not positive.
 
     Example:
-        >>> from pyro_sde.models.second_order import SecondOrderSDE
+        >>> from pyro_sde.sde.second_order import SecondOrderSDE
         >>> prior = SecondOrderSDE(lambda z: -0.1 * z[..., 1:], dim=1, stiffness=1.0)
         >>> parts = TempoParts(
         ...     prior,

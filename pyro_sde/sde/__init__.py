@@ -50,6 +50,7 @@ from .oscillator import Cosine as Cosine
 from .oscillator import DampedOscillator as DampedOscillator
 from .oscillator import Periodic as Periodic
 from .oscillator import QuasiPeriodic as QuasiPeriodic
+from .second_order import SecondOrderSDE as SecondOrderSDE
 from .system import LinearSystem as LinearSystem
 from .two_scale import FineSDE as FineSDE
 from .two_scale import TwoScaleSDE as TwoScaleSDE
@@ -84,6 +85,7 @@ __all__ = [
     "Product",
     "QuasiPeriodic",
     "SDE",
+    "SecondOrderSDE",
     "Simplex",
     "SquareRoot",
     "StochasticLorenz",

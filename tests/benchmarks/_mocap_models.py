@@ -12,9 +12,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_sde.models.second_order import SecondOrderSDE
 from pyro_sde.models.tempo import Tempo, TempoParts, TempoSDE
 from pyro_sde.sde.base import SDE
+from pyro_sde.sde.second_order import SecondOrderSDE
 from tests.benchmarks._mocap_data import CHANNELS, SEEN
 
 LATENT, CONTEXT, HIDDEN = 6, 3, 30

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_sde.infer.elbo import PathELBO
-from pyro_sde.models.second_order import SecondOrderSDE
 from pyro_sde.models.tempo import LocalGuide, SeriesBatch, Tempo, TempoParts, TempoSDE
 from pyro_sde.sde import OrnsteinUhlenbeck
+from pyro_sde.sde.second_order import SecondOrderSDE
 from pyro_sde.testing.statistics import assert_mean
 
 DOUBLE = torch.float64

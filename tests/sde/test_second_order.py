@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pyro_sde.distributions.sde_path import SDEPath
-from pyro_sde.models.second_order import SecondOrderSDE
 from pyro_sde.ops.grid import TimeGrid
+from pyro_sde.sde.second_order import SecondOrderSDE
 
 
 def test_drift_is_velocity_then_acceleration_with_spring():

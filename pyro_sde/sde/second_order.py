@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.base import check_positive
-from ..sde.base import SDE
+from .base import SDE
 
 __all__ = ["SecondOrderSDE"]
 
