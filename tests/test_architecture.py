@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "pyro_sde"
@@ -47,7 +48,7 @@ ROOF = 11  # the facade pyro_sde/__init__.py and pyro_sde/__main__.py: nothing i
 ONLY_IMPORTERS = {
     "arviz": ("pyro_sde/diagnostics/arviz.py",),
     "lightning": ("pyro_sde/infer/lightning_module.py",),
-    "matplotlib": ("pyro_sde/diagnostics/plots.py",),
+    "matplotlib": ("pyro_sde/diagnostics/_axes.py", "pyro_sde/diagnostics/plots.py"),
     "numba": ("pyro_sde/ops/_kalman_compiled.py", "pyro_sde/ops/scan.py", "pyro_sde/solvers/_jit.py"),
     "torchsde": ("pyro_sde/solvers/adaptive.py",),
 }
@@ -273,7 +274,7 @@ def test_import_leaves_global_state_alone():
     names = sorted(name for name in modules() if not name.endswith("__main__"))
     code = f"""
 import importlib, json, logging, random, sys, warnings
-import numpy, torch, torchsde, pyro
+import numpy, torch, torch.utils.checkpoint, torchsde, pyro  # the checkpoints of torch 2.5 add a filter
 
 def state():
     return {{
@@ -303,6 +304,7 @@ print(json.dumps([f"{{k}}: {{before[k]}} -> {{after[k]}}" for k in before if bef
     no_offenders(json.loads(run_python(code)), "importing the package changed global state:")
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 6), reason="the checkpoints of this torch import sympy, 0.2 s")
 def test_import_adds_little_to_import_pyro():
     code = "import time, pyro; start = time.process_time(); import pyro_sde; print(time.process_time() - start)"
     run_python(code)  # writes the byte code
@@ -417,6 +419,227 @@ def test_every_public_name_is_documented():
     no_offenders(offenders, "public names without a docstring:")
 
 
+class Entry(NamedTuple):
+    """A public name: what its docstring says, and what a reader of its reference page sees beside that."""
+
+    where: str
+    annotations: str  # of arguments, results and fields
+    result: str  # annotation of what a function returns
+    tensors: tuple[str, ...]  # arguments that are a tensor, or a tensor or None or a number
+    text: str
+    beside: str  # docstrings of its class and, for what it overrides, of the base classes
+
+    @property
+    def has_equation(self) -> bool:
+        return bool(EQUATION.search(" ".join(self.text.partition("\n\n")[2].split())))
+
+    @property
+    def arguments_without_shape(self) -> list[str]:
+        """Tensors that neither their line in ``Args:``, nor any ``Shape:`` describes; none without ``Args:``."""
+        listed_there = re.search(r"^Args:\n(.*?)(?:\n\n|\Z)", self.text, re.MULTILINE | re.DOTALL)
+        described = " ".join(re.findall(r"^ *Shape:\n(.*?)(?:\n\n|\Z)", f"{self.text}\n\n{self.beside}", re.M | re.S))
+        found = []
+        for name in self.tensors if listed_there else ():
+            line = re.search(rf"^    {name}: (.*?)(?=\n    \w|\Z)", listed_there[1], re.MULTILINE | re.DOTALL)
+            said = bool(line) and (states_shape(line[1]) or SAME_SHAPE.search(line[1]))
+            if not said and not re.search(rf"\b{name}\b", described):
+                found.append(name)
+        return found
+
+    @property
+    def result_without_shape(self) -> bool:
+        """Whether a function returns tensors and says nothing of their shape outside the lines of its arguments."""
+        if not re.search(r"\bTensor\b", self.result) or "Callable" in self.result:
+            return False
+        rest = re.sub(r"^Args:\n(.*?)(?:\n\n|\Z)", "", self.text, flags=re.MULTILINE | re.DOTALL)
+        return not (states_shape(rest) or states_shape(self.beside) or SAME_SHAPE.search(rest))
+
+    @property
+    def has_tensors(self) -> bool:
+        return bool(re.search(rf"\b(?:{'|'.join(tensor_types())})\b", self.annotations))
+
+
+# A shape is a tuple in double backquotes with an axis that nothing but a shape has, ``(*batch, T, D)``, ``(n, ...)``,
+# ``(..., in_dim)``, or with one axis or none, ``(b,)``, ``()``. Or it is one of a few words.
+TUPLE = re.compile(r"(?<![\w.(\]])\(((?:[^()]|\([^()]*\))*)\)")
+CLEAR_AXIS = re.compile(r"\*\w+$|\.\.\.$|[A-Z0-9]|\w+_\w|len\(")
+SHAPE_WORDS = re.compile(r"\bscalars?\b|\belementwise\b|\b(?:any|same) shape\b|\bshapes? of\b|\bin its shape\b")
+# In the line of an argument and for a result, a reference to another tensor or function will do.
+SAME_SHAPE = re.compile(r"\b(?:broadcastable|likewise|of the shape|[Aa]s (?:for|in|its|given|there|`)|numbers? )")
+# An equation is displayed, or is an inline formula with a relation; a range (`\sigma > 0`) is none. A formula in the
+# summary says what the thing is, a definition: what is said of it further down needs a source.
+EQUATION = re.compile(r"\.\. math::|:math:`[^`]*(?:=|\\sim\b|\\propto\b)[^`]*`")
+# A source is a citation, author and year or an arXiv number; or a derivation, or that it is a definition, in words.
+SOURCE = re.compile(
+    r"\b[A-ZÀ-Þ][\w'’-]+(?: et al\.)? \((?:19|20)\d\d\)|\barXiv[ :]\d{4}\.\d|\b(?:Derivation|Definition):\s+[\w:]"
+)
+
+
+def is_shape(inside: str) -> bool:
+    """Whether what stands in a pair of brackets is a shape."""
+    axes = inside.split(", ")
+    if len(axes) == 1:
+        return axes[0] in ("", "...") or axes[0].startswith("*") or axes[0].endswith(",")
+    return any(CLEAR_AXIS.match(axis) for axis in axes)
+
+
+def states_shape(text: str) -> bool:
+    """Whether a docstring says the shape of anything."""
+    text = " ".join(text.split())
+    quoted = re.findall("``([^`]+)``", text)
+    return bool(SHAPE_WORDS.search(text)) or any(is_shape(t) for q in quoted for t in TUPLE.findall(q))
+
+
+@cache
+def tensor_types() -> frozenset[str]:
+    """`Tensor`, and the type aliases of the package that are made of it."""
+    aliases = {
+        node.targets[0].id: ast.unparse(node.value)
+        for module in modules().values()
+        for node in module.tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id[0].isupper()
+        if isinstance(node.value, ast.Subscript | ast.BinOp | ast.Name | ast.Attribute)
+    }
+    found = {"Tensor"}
+    while new := {n for n, v in aliases.items() if found & set(re.findall(r"\w+", v))} - found:
+        found |= new
+    return frozenset(found)
+
+
+def annotations_of(node: FunctionNode) -> str:
+    """The annotations of a function, arguments and result."""
+    found = [*(p.annotation for p in parameters(node)), node.returns]
+    return " ".join(ast.unparse(a) for a in found if a is not None)
+
+
+def result_of(node: FunctionNode) -> str:
+    """The annotation of the result."""
+    return "" if node.returns is None else ast.unparse(node.returns)
+
+
+def tensor_arguments(node: FunctionNode) -> tuple[str, ...]:
+    """The arguments that are tensors and nothing else but None or a number."""
+    kinds = re.compile(r"Tensor(?: \| (?:None|float|int))*")
+    return tuple(p.arg for p in parameters(node) if p.annotation and kinds.fullmatch(ast.unparse(p.annotation)))
+
+
+def docstrings(node: FunctionNode | ast.ClassDef) -> str:
+    """The docstring, and in a class those of its fields."""
+    fields = node.body[1:] if isinstance(node, ast.ClassDef) else []
+    texts = [n.value.value for n in fields if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)]
+    return "\n\n".join([ast.get_docstring(node) or "", *map(str, texts)])
+
+
+@cache
+def public_entries() -> tuple[Entry, ...]:
+    """Every function, class and public method behind the `__all__` of a public module, once."""
+    nodes = {
+        (module.name, node.name): node
+        for module in modules().values()
+        for node in module.tree.body
+        if isinstance(node, FunctionNode | ast.ClassDef)
+    }
+    homes = {}
+    for module in modules().values():
+        if not any(part.startswith("_") for part in module.name.split(".")):
+            loaded = importlib.import_module(module.name)
+            for name in listed(module) or []:
+                thing = getattr(loaded, name)
+                homes.setdefault((getattr(thing, "__module__", ""), getattr(thing, "__qualname__", "")), thing)
+    return tuple(e for home, thing in homes.items() if home in nodes for e in _entries(home, thing, nodes))
+
+
+def _entries(
+    home: tuple[str, str], thing: object, nodes: dict[tuple[str, str], FunctionNode | ast.ClassDef]
+) -> Iterator[Entry]:
+    """The entry of a function; those of a class and its public methods."""
+    node, file = nodes[home], modules()[home[0]].where
+    where = f"{file}:{node.lineno} {node.name}"
+    if not isinstance(node, ast.ClassDef):
+        yield Entry(where, annotations_of(node), result_of(node), tensor_arguments(node), docstrings(node), "")
+        return
+    family = [nodes.get((c.__module__, c.__qualname__)) for c in getattr(thing, "__mro__", ())[1:]]
+    bases = [base for base in family if isinstance(base, ast.ClassDef)]
+    above = "\n\n".join(map(docstrings, bases))
+    fields = [ast.unparse(item.annotation) for item in node.body if isinstance(item, ast.AnnAssign)]
+    methods = [item for item in node.body if isinstance(item, FunctionNode)]
+    starts = [item for item in methods if item.name == "__init__"]
+    fields += map(annotations_of, starts)
+    given = tuple(name for item in starts for name in tensor_arguments(item))
+    yield Entry(where, " ".join(fields), "", given, docstrings(node), "")
+    for item in methods:
+        if not item.name.startswith("_") and not decorators(item) & {"overload", "setter"}:
+            same = [m for b in bases for m in b.body if isinstance(m, FunctionNode) and m.name == item.name]
+            beside = "\n\n".join([docstrings(node), above, *map(docstrings, same)])
+            where = f"{file}:{item.lineno} {node.name}.{item.name}"
+            annotations, result = annotations_of(item), result_of(item)
+            yield Entry(where, annotations, result, tensor_arguments(item), docstrings(item), beside)
+
+
+def test_public_names_that_take_or_return_tensors_state_shapes():
+    offenders = [e.where for e in public_entries() if e.has_tensors and not states_shape(f"{e.text} {e.beside}")]
+    no_offenders(offenders, "a docstring states the shapes of its tensors, as ``(*batch, T, D)``:")
+
+
+def test_every_tensor_in_a_list_of_arguments_has_its_shape():
+    offenders = [f"{e.where}: {name}" for e in public_entries() for name in e.arguments_without_shape]
+    no_offenders(offenders, "the line of a tensor in Args, or the section Shape, states its shape:")
+
+
+def test_tensors_that_are_returned_have_their_shape():
+    offenders = [e.where for e in public_entries() if e.result_without_shape]
+    no_offenders(offenders, "the shape of a result stands outside the lines of the arguments:")
+
+
+def test_public_names_with_an_equation_name_its_source():
+    offenders = [e.where for e in public_entries() if e.has_equation and not SOURCE.search(f"{e.text} {e.beside}")]
+    no_offenders(
+        offenders, "an equation has a source: Author (year), arXiv 2001.01328, Derivation: or Definition: in words"
+    )
+
+
+def test_docstring_rules_tell_good_from_bad():
+    shapes = [
+        "x: ``(*batch, T, D)``.",
+        "``(N,)``",
+        "``(...)``",
+        "``()``",
+        "a scalar",
+        "``times (B, N)``",
+        "``(K, 2 D)``",
+    ]
+    none = [
+        "the path (B, T)",
+        "``drift(t, z)``",
+        "``law.sample((3, 4))``",
+        "``N(0, 1)``",
+        "``(step, loss)``",
+        "`(B, T)`",
+    ]
+    assert [states_shape(text) for text in shapes + none] == [True] * len(shapes) + [False] * len(none)
+    equations = [".. math:: a", ":math:`dz = f\\,dt`", ":math:`z \\sim N(0, 1)`"]
+    assert not Entry("", "", "", (), "Law :math:`z = 1`.\n\nOf `z`.", "").has_equation
+    assert Entry("", "", "", (), "Law.\n\nThen :math:`z =\n1`.", "").has_equation
+    args = (
+        "Law.\n\nArgs:\n    a: states,\n        ``(B, D)``.\n    b: values.\n    c: times.\n\nShape:\n    c: ``(B,)``."
+    )
+    assert Entry("", "", "", ("a", "b", "c", "d"), args, "").arguments_without_shape == ["b", "d"]
+    told = ["Args:\n    z: ``(B, D)``.\n\nReturns:\n    ``(B,)``.", "Values ``(B,)``.", "As `that`."]
+    untold = ["Args:\n    z: ``(B, D)``.", "The values."]
+    assert [Entry("", "", "tuple[Tensor, int]", (), text, "").result_without_shape for text in told] == [False] * 3
+    assert [Entry("", "", "Tensor", (), text, "").result_without_shape for text in untold] == [True] * 2
+    assert not Entry("", "", "Callable[..., Tensor]", (), "A function.", "").result_without_shape
+    ranges = [":math:`\\theta > 0`", "the law :math:`p_0`", "x = 1"]
+    assert [bool(EQUATION.search(text)) for text in equations + ranges] == [True] * 3 + [False] * 3
+    sources = ["Definition:\n    a law", "Kalman (1960)", "Li et al. (2020)", "arXiv 2001.01328", "Derivation: by Ito"]
+    no_sources = ["as everyone knows", "in (2020)", "References: a book", "see the derivation", "a definition"]
+    assert [bool(SOURCE.search(text)) for text in sources + no_sources] == [True] * 5 + [False] * 5
+    assert {"Tensor", "Rows"} <= tensor_types()
+    names = [e.where.split()[1] for e in public_entries()]
+    assert len(names) > 900
+    assert {"SDEPath", "SDEPath.euler_kernels", "path_kl", "TimeGrid.refine"} <= set(names)
+
+
 def test_every_public_function_is_annotated():
     offenders = []
     for module in modules().values():
@@ -483,13 +706,13 @@ def project_files() -> Iterator[Path]:
 
 
 def lines_matching(pattern: str) -> list[str]:
-    """The places in the project's files that match `pattern`."""
+    """The places in the project's files that match `pattern`; a picture in a notebook is no text."""
     compiled = re.compile(pattern)
     return [
         f"{path.relative_to(ROOT).as_posix()}:{number} {line.strip()[:80]}"
         for path in project_files()
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-        if compiled.search(line)
+        if compiled.search(line) and '"image/png": ' not in line
     ]
 
 

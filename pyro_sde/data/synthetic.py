@@ -61,6 +61,9 @@ def ornstein_uhlenbeck(
     Raises:
         ValueError: if an argument is out of its range.
 
+    References:
+        Särkkä and Solin (2019), Applied Stochastic Differential Equations, example 6.2.
+
     Example:
         >>> ornstein_uhlenbeck(seed=0, num_series=3, irregular=True)
         TimeSeries('ornstein_uhlenbeck', series=3, times=50, channels=1, observed=100.0%)

@@ -50,12 +50,13 @@ def from_guide(
         args: arguments of both, with the data.
         kwargs: keyword arguments of both.
         num_samples: number of draws, ``>= 1``.
-        coords: dimension name to coordinate values; they win over the grid's.
+        coords: dimension name to coordinate values, ``(N,)`` for a dimension of size N; they win over the grid's.
         dims: site name to dimension names (without chain and draw), instead of the rule above.
         seed: same seed, same draws; torch's global state if None.
 
     Returns:
-        ``arviz.InferenceData`` for ArviZ 0.2x, ``xarray.DataTree`` for 1.x, with one chain.
+        ``arviz.InferenceData`` for ArviZ 0.2x, ``xarray.DataTree`` for 1.x, with one chain: a path site of shape
+        ``(*batch, T, D)`` becomes ``(1, num_samples, *batch, T, D)``.
 
     Raises:
         ImportError: if ArviZ is not installed.

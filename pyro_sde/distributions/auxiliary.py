@@ -188,15 +188,15 @@ class ReverseLaw(TorchDistribution):
         return self.law.support  # type: ignore[return-value]
 
     def rsample(self, sample_shape: torch.Size | Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
-        """Samples of the law."""
+        """Samples of the law, ``(*sample_shape, *batch_shape, *event_shape)``."""
         return self.law.rsample(torch.Size(sample_shape))
 
     def sample(self, sample_shape: torch.Size | Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
-        """Samples of the law, without gradient."""
+        """Samples of the law, without gradient, of the shape of `rsample`."""
         return self.law.sample(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of the law."""
+        """Log-density of the law: ``(..., *batch_shape, *event_shape) -> (..., *batch_shape)``."""
         return self.law.log_prob(value)
 
     def expand(self, batch_shape: torch.Size | Sequence[int], _instance: ReverseLaw | None = None) -> ReverseLaw:

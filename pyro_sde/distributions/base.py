@@ -39,6 +39,9 @@ class PathDistribution(TorchDistribution, ABC):
 
     Raises:
         ValueError: if `initial` has another event shape than ``(D,)``.
+
+    References:
+        Särkkä (2013), Bayesian Filtering and Smoothing, section 4.1 (the Markov property).
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # type: ignore[override]

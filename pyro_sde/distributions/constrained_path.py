@@ -124,7 +124,7 @@ class ConstrainedPath(DrivenPath):
             sde: ``constrain(sde, domain)``, or ``constrain(sde, domain).controlled(control)`` in a guide.
             initial: law of the first state x, in the units of x, event shape ``(D,)``.
             grid: the solver grid.
-            inputs: rows of the drift or, if `sde` has a control, of the control.
+            inputs: rows of the drift or, if `sde` has a control, of the control, ``(*batch, K, C)``.
             solver: how a step of the coordinate is taken.
             brownian: a Brownian motion to sample from.
             execution: how paths are simulated and differentiated.

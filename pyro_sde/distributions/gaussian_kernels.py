@@ -88,6 +88,10 @@ class GaussianKernels(TransitionKernels):
         Raises:
             ValueError: if the divergence is infinite.
             NotImplementedError: if the kernels of `other` are not Gaussian.
+
+        References:
+            Rasmussen and Williams (2006), Gaussian Processes for Machine Learning, section A.5 (the divergence of
+            Gaussian laws), on the directions that carry noise.
         """
         other = GaussianKernels.of(other)
         self.check_absolutely_continuous(other)
@@ -99,7 +103,7 @@ class GaussianKernels(TransitionKernels):
         Args:
             other: kernels with the transition matrices `theirs`.
             ours: transition matrices of these kernels, ``(K, ..., D, D)``.
-            theirs: transition matrices of `other`.
+            theirs: transition matrices of `other`, ``(K, ..., D, D)``.
             spread: S, ``(K, ..., D, D)``.
 
         Raises:

@@ -25,7 +25,7 @@ __all__ = ["CarriesTerms", "PathTerms", "SiteLaw", "path_kl", "path_terms", "sit
 
 
 class PathTerms(NamedTuple):
-    """Terms of a bound at one path site, each with the batch shape of the path."""
+    """Terms of a bound at one path site, each of the batch shape of the path, ``(...)``."""
 
     log_q: Tensor
     log_p: Tensor
@@ -37,18 +37,24 @@ class CarriesTerms(ABC):
 
     @abstractmethod
     def carried_terms(self, p: PathDistribution, path: Tensor, *, closed: bool) -> PathTerms:
-        """As `path_terms`, with this law in the guide."""
+        """As `path_terms`, with this law in the guide; `path` is ``(..., T, D)``, the terms are ``(...)``."""
 
 
 class SiteLaw(NamedTuple):
-    """The path law inside a site's distribution, and how the wrappers around it change a log-probability."""
+    """The path law inside a site's distribution, and how the wrappers around it change a log-probability.
+
+    Attributes:
+        law: the path law, of batch shape ``(...)``.
+        mask: which paths count, broadcastable to ``(...)``; None or True for all.
+        reinterpreted: batch dimensions turned into event dimensions by `.to_event`.
+    """
 
     law: PathDistribution
     mask: Tensor | bool | None
     reinterpreted: int  # batch dimensions turned into event dimensions by `.to_event`
 
     def finish(self, term: Tensor) -> Tensor:
-        """Apply the wrappers to a per-batch term."""
+        """Apply the wrappers to a term ``(...)`` of the law: mask it, and sum its last `reinterpreted` dimensions."""
         if self.mask is not None:
             mask = torch.as_tensor(self.mask, device=term.device)
             term = torch.where(mask, term, torch.zeros_like(term))
@@ -120,6 +126,9 @@ def path_terms(q: PathDistribution, p: PathDistribution, path: Tensor, *, closed
     For a bound, which differentiates with respect to parameters through the sampling of the path: drift, diffusion and
     control of each law are evaluated once for all terms, those of `q` not at all if the path is the one it just
     sampled, and what `p` shares with `q` not again.
+
+    Shape:
+        path: ``(..., T, D)`` · every term: ``(...)``.
     """
     carried = _carried_terms(q, p, path, closed=closed)
     if carried is not None:

@@ -237,8 +237,8 @@ class LinearGaussianSSM(TorchDistribution):
 
         Args:
             times: ``(M,)`` or ``(*batch, M)``, increasing, none before the end of the grid.
-            y: observations up to now.
-            observation_matrix: H at `times`; None: as here.
+            y: observations up to now, ``(*batch, N, O)``.
+            observation_matrix: H at `times`, broadcastable to ``(*batch, M, O, D)``; None: as here.
             noise: noise at `times`; None: as here.
 
         Raises:

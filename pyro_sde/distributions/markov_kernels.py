@@ -27,7 +27,13 @@ __all__ = ["GaussianLaw", "MarkovKernels", "SampledSteps", "ScoredKernels", "fam
 
 
 class GaussianLaw(NamedTuple):
-    """Location and scale of a Normal law of a state."""
+    """Location and scale of a Normal law of a state.
+
+    Attributes:
+        loc: ``(..., D)``.
+        scale: standard deviations ``(..., D)``, or a lower triangular factor ``(..., D, D)``.
+        full: whether the scale is a factor.
+    """
 
     loc: Tensor  # (..., D)
     scale: Tensor  # (..., D), or a lower triangular factor (..., D, D)
@@ -61,7 +67,7 @@ class GaussianLaw(NamedTuple):
         return torch.addcmul(self.loc, self.scale, noise)
 
     def standardise(self, value: Tensor) -> Tensor:
-        """The noise that `draw` makes the value of."""
+        """The noise that `draw` makes the value of; both are ``(..., D)``."""
         centred = value - self.loc
         if self.full:
             factor = self.scale.expand(*centred.shape, centred.shape[-1])
@@ -73,8 +79,8 @@ class MarkovKernels(TransitionKernels):
     """Kernels of a `MarkovPath` along a path.
 
     Args:
-        law: law of the next states of all steps; its batch shape is that of `steps`.
-        next_state: states after the steps.
+        law: law of the next states of all steps; its batch shape is that of `steps`, ``(K, ...)`` if nothing is packed.
+        next_state: states after the steps, ``(K, ..., D)`` if nothing is packed.
         steps: the layout of the steps.
         again: evaluates the kernels along the same path anew, in a layout without packing if asked to.
 
@@ -174,7 +180,7 @@ class ScoredKernels(MarkovKernels):
     Where no series moves there are none to know, and no laws: reductions of torch's laws fail on empty batches.
 
     Args:
-        density: log-densities of all steps in the layout of `steps`.
+        density: log-densities of all steps in the layout of `steps`, ``(K, ...)`` if nothing is packed.
         steps: the layout.
         again: as for `MarkovKernels`.
     """
@@ -210,7 +216,7 @@ class SampledSteps:
         self._kept: tuple[StepLayout, list[GaussianLaw] | list[Tensor], bool] | None = None
 
     def keep(self, path: Tensor, steps: StepLayout, parts: list[GaussianLaw] | list[Tensor]) -> None:
-        """Remember the laws or the log-densities of the steps of a path, and forget those of any other."""
+        """Remember the laws or the log-densities of the steps of a path ``(..., K + 1, D)``, and forget any other's."""
         memo = weakref.ref(self)  # not `self`: a memo that its own callback holds would outlive its law
 
         def forget(_: object) -> None:
@@ -227,7 +233,12 @@ class SampledSteps:
         return self._kept is not None and isinstance(self._kept[1][0], Tensor)
 
     def recall(self, path: Tensor) -> tuple[StepLayout, GaussianLaw | Tensor] | None:
-        """Layout and joined laws or log-densities, if `path` is that path, unchanged, and gradients are not missing."""
+        """Layout and joined laws or log-densities, if `path` is that path, unchanged, and gradients are not missing.
+
+        Shape:
+            path: ``(..., K + 1, D)`` · locations and log-densities: those of all steps in the layout, ``(K, ..., D)``
+            and ``(K, ...)`` if nothing is packed.
+        """
         if self._kept is None or self._path is None or self._path() is not path or self._version != path._version:
             return None
         steps, parts, with_gradient = self._kept

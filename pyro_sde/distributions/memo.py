@@ -25,7 +25,10 @@ class PathMemo:
         self._steps: list[Coefficients] | Coefficients | None = None
 
     def keep(self, path: Tensor, steps: list[Coefficients] | Coefficients) -> None:
-        """Remember the coefficients along `path`, step by step or with time leftmost, and forget those of any other."""
+        """Remember the coefficients along `path` ``(..., K + 1, D)``, and forget those of any other.
+
+        They come step by step, for states ``(..., D)``, or with time leftmost, for states ``(K, ..., D)``.
+        """
         memo = weakref.ref(self)  # not `self`: a memo that its own callback holds would outlive its law
 
         def forget(_: object) -> None:
@@ -39,7 +42,7 @@ class PathMemo:
         """Coefficients along `path`, time leftmost, if this is the path they belong to, and not changed since.
 
         Args:
-            path: the path asked about.
+            path: the path asked about, ``(..., K + 1, D)``; coefficients are for states ``(K, ..., D)``.
             dims: number of axes of its states with time leftmost.
             matrix_dims: axes of the diffusion beyond those of a state.
         """

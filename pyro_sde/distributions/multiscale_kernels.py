@@ -28,7 +28,11 @@ class ReEntry(ABC):
     def gaps(
         self, fine: FineSDE, coarse: Tensor, windows: Windows, state_dim: int, above: LevelsAbove | None = None
     ) -> GapLaws:
-        """Law of the fine state behind each gap given that before it; `above` if there are several levels above."""
+        """Law of the fine state behind each gap given that before it; `above` if there are several levels above.
+
+        Shape:
+            coarse: ``(..., K + 1, D_a)`` · the laws: offsets ``(G, ..., D)``, gaps leftmost, D = `state_dim`.
+        """
 
 
 class ExactReEntry(ReEntry):
@@ -147,6 +151,10 @@ class AmortisedReEntry(BurnIn):
 
     Raises:
         TypeError: if `entry` is no module.
+
+    Derivation:
+        :math:`-E \log q_\phi = \mathrm{KL}(p \,\|\, q_\phi) + \text{const}` with p the marginal of the simulated prior,
+        so the minimum is the law of the family that is nearest to it.
     """
 
     def __init__(self, entry: nn.Module, *, history: int = 1) -> None:

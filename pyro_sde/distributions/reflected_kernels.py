@@ -31,6 +31,11 @@ class ReflectedKernels(TransitionKernels):
     Args:
         solver: knows the boundaries.
         euler: the kernels before reflection, along the same path; diagonal noise.
+
+    Derivation:
+        Reflection folds the line onto the set, so the density at x is the sum of the density before reflection over all
+        points that fold onto x, each of slope 1. With one boundary at 0 it is the folded normal law of Leone, Nelson,
+        Nottingham (1961), The folded normal distribution, Technometrics 3(4).
     """
 
     def __init__(self, solver: ReflectedEuler, euler: EulerKernels) -> None:

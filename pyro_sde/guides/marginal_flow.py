@@ -299,7 +299,7 @@ class MarginalFlow(PyroModule):
                 this argument, there as for every guide, has no influence.
             grid: grid of the model.
             values: ``(*batch, N, O)``; anything, also NaN, where not observed.
-            mask: True = observed; everything at valid times if None.
+            mask: of the shape of `values`, or ``(*batch, N)``; True = observed; everything at valid times if None.
 
         Raises:
             ValueError: if shapes or dtypes do not fit; the message names the argument.
@@ -308,7 +308,11 @@ class MarginalFlow(PyroModule):
         return MarginalPath(self.encode(grid, values, mask), grid)
 
     def encode(self, grid: TimeGrid, values: Tensor, mask: Tensor | None = None) -> Marginals:
-        """The marginals as functions of time, for a `MarginalPath` on another grid: a window, or times to forecast."""
+        """The marginals as functions of time, for a `MarginalPath` on another grid: a window, or times to forecast.
+
+        Shape:
+            values: ``(*batch, N, O)`` · mask: of the shape of `values`, or ``(*batch, N)``.
+        """
         return self.encoder(grid, values, mask)
 
 

@@ -39,6 +39,9 @@ def land(guide_trace: Trace, cuts: CutValues) -> None:
     Args:
         guide_trace: trace with score parts.
         cuts: the values of its sites, cut from their sampling.
+
+    References:
+        Roeder, Wu, Duvenaud (2017), Sticking the landing, arXiv 1703.09194, eq. (8).
     """
     names = [name for name in cuts.values if name in guide_trace.nodes]
     total = sum((site["log_prob"].sum() for site in _reparameterised(guide_trace)), start=torch.zeros(()))

@@ -103,7 +103,11 @@ class BaselineForecaster:
     fit: Callable[..., Baseline]
 
     def forecast(self, data: Data, times: Tensor, *, num_samples: int = 100, seed: int | None = None) -> PathSamples:
-        """Draws from the Gaussian law of every time; `z` is the mean."""
+        """Draws from the Gaussian law of every time; `z` is the mean.
+
+        Shape:
+            times: ``(Q,)`` or ``(B, Q)`` · draws: ``(S, B, Q, O)``.
+        """
         series = own_record(data)
         times = query_times(times, series.times, len(series))
         predicted = self.fit(series.times, series.filled(), series.mask).predict(times)

@@ -80,14 +80,14 @@ class PathPredictor:
             seed: same seed, same draws; torch's global state if None.
 
         Returns:
-            As `smooth` at the times of the data, with the observations in `y` wherever there are any.
+            As `smooth` at the times of the data; `y`, ``(S, B, N, O)``, has the observations wherever there are any.
         """
         series = self.record(data)
         samples = self._query(series, series.times, num_samples, seed)
         return samples._replace(y=torch.where(series.mask, series.filled(), samples.y))
 
     def record(self, data: Data) -> TimeSeries:
-        """The data as a record in the dtype and on the device of the model."""
+        """The data as a record of values ``(B, N, O)`` in the dtype and on the device of the model."""
         raise NotImplementedError
 
     def draw(self, series: TimeSeries, queries: Tensor, num_samples: int) -> PathSamples:
@@ -101,7 +101,7 @@ class PathPredictor:
 
 
 def own_record(data: Data) -> TimeSeries:
-    """The data as a record in the dtype and on the device that its values have.
+    """The data as a record of values ``(B, N, O)`` in the dtype and on the device that they have.
 
     Raises:
         TypeError: if `data` is neither a `TimeSeries` nor tensors.

@@ -23,7 +23,13 @@ _TOO_LOOSE = "Give the record the times 0, 1, 2, ... of its steps, or use a Late
 
 
 class StepParts(NamedTuple):
-    """The parts of a deep Markov model that its future hangs on."""
+    """The parts of a deep Markov model that its future hangs on.
+
+    Attributes:
+        prior: makes the law of a path of given length.
+        emission: ``(..., D) -> (..., output_dim)`` of the likelihood.
+        likelihood: law of the observations ``(..., O)``.
+    """
 
     prior: Callable[..., PathDistribution]
     emission: Callable[[Tensor], Tensor]

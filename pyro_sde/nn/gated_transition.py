@@ -73,6 +73,6 @@ class GatedTransition(nn.Module):
 
 
 def joined(first: Tensor, second: Tensor) -> Tensor:
-    """Both tensors side by side on the last axis; leading dimensions broadcast."""
+    """Both tensors side by side, ``(..., A), (..., B) -> (..., A + B)``; leading dimensions broadcast."""
     lead = torch.broadcast_shapes(first.shape[:-1], second.shape[:-1])
     return torch.cat([first.expand(*lead, first.shape[-1]), second.expand(*lead, second.shape[-1])], -1)

@@ -27,8 +27,15 @@ class SigmoidMap:
     Args:
         count: number K of sigmoids, evenly spaced from -2 to 2; at 0 if it is 1.
 
+    Shape:
+        raw numbers, their rate and weights: ``(..., K)`` · noise, values and all results but weights: ``(...)``.
+
     Raises:
         ValueError: if `count` is not an integer >= 1.
+
+    References:
+        Snelson, Rasmussen, Ghahramani (2004), Warped Gaussian processes: a line and a sum of tanh, here with fixed
+        centres and steepness.
     """
 
     def __init__(self, count: int) -> None:

@@ -28,6 +28,9 @@ class StateNetwork(NamedTuple):
         rate: :math:`\rho`, broadcastable to ``(*batch, D)``; None for 0.
         bounds: (low, span), numbers; None for no sigmoid.
         elementwise: whether output i depends on z_i only.
+
+    Definition:
+        The form is that of `MLP`, `DriftNet` and `DiagonalDiffusion` once time and inputs are known.
     """
 
     shift: Tensor

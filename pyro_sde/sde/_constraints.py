@@ -29,6 +29,10 @@ class Face(NamedTuple):
 class Domain(nn.Module, ABC):
     r"""A set of states :math:`x = \varphi(y)` with its coordinate :math:`y = T(x)`.
 
+    Shape:
+        x: ``(..., D)`` · y: ``(..., D)``, on the simplex ``(..., D - 1)`` · drift: as x, that of the coordinate as y ·
+        diffusion: as the noise type has it, with as many rows as x, that of the coordinate as y.
+
     Attributes:
         text: the constraint in words, for messages.
         bounds: interval of the coordinate, None where it has no end. A coordinate with an end needs a solver that
@@ -75,6 +79,9 @@ class Domain(nn.Module, ABC):
             x: the state.
             y: its coordinate.
             noise: structure of the diffusion.
+
+        References:
+            Øksendal (2003), Stochastic Differential Equations, theorem 4.2.1 (Itô's formula).
         """
 
     @abstractmethod
@@ -155,6 +162,9 @@ class Positive(Elementwise):
     Right for noise that is proportional to the state near 0 (geometric Brownian motion, logistic growth): then drift
     and diffusion of y stay bounded there. For noise like :math:`\sqrt x` they grow as :math:`1/x`, and explicit steps
     explode: use `SquareRoot`, or a reflecting boundary.
+
+    References:
+        Øksendal (2003), Stochastic Differential Equations, theorem 4.2.1 (Itô's formula).
     """
 
     text = "x > 0"

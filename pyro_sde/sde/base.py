@@ -20,7 +20,13 @@ Rows = tuple[Tensor | None, ...]
 
 
 class Coefficients(NamedTuple):
-    """Drift, diffusion and control at some states; the total drift is ``drift + diffusion @ control``."""
+    """Drift, diffusion and control at some states; the total drift is ``drift + diffusion @ control``.
+
+    Attributes:
+        drift: broadcastable to ``(..., D)``.
+        diffusion: broadcastable to ``(..., D)``, or ``(..., D, M)``.
+        control: broadcastable to ``(..., D)`` for diagonal noise, ``(..., M)`` otherwise; None for an uncontrolled SDE.
+    """
 
     drift: Tensor  # broadcastable to (..., D)
     diffusion: Tensor  # broadcastable to (..., D), or (..., D, M)
@@ -261,6 +267,10 @@ class ControlledSDE(SDE):
     r"""SDE :math:`dz = (f + \sigma u)\,dt + \sigma\,dW` built by `SDE.controlled`.
 
     Its inputs go to the control only. Attributes `base` and `control` are the SDE and the control.
+
+    Shape:
+        t: ``(..., 1)`` · z: ``(..., D)`` · inputs: ``(..., C)`` · control: ``(..., D)`` for diagonal noise,
+        ``(..., M)`` otherwise.
     """
 
     def __init__(self, base: SDE, control: Callable[..., Tensor]) -> None:

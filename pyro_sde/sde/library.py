@@ -32,6 +32,9 @@ class GeometricBrownianMotion(SDE):
     Args:
         growth: :math:`\mu`, number or ``(*batch, D)``, per unit of time.
         volatility: :math:`\sigma`, number or ``(*batch, D)``, per square root of time.
+
+    References:
+        Øksendal (2003), Stochastic Differential Equations, example 5.1.1.
     """
 
     def __init__(self, growth: Coefficient, volatility: Coefficient) -> None:
@@ -43,9 +46,9 @@ class DoubleWell(SDE):
     r"""Diffusion in a double well, :math:`dz = \alpha z (1 - z^2 / \beta^2)\,dt + \sigma\,dW`.
 
     Args:
-        strength: :math:`\alpha > 0`, per unit of time.
-        scale: :math:`\sigma`.
-        well: the wells are at :math:`\pm\beta`, :math:`\beta > 0`, in units of z.
+        strength: :math:`\alpha > 0`, number or ``(*batch, D)``, per unit of time.
+        scale: :math:`\sigma`, number or ``(*batch, D)``, in units of z per square root of time.
+        well: the wells are at :math:`\pm\beta`, :math:`\beta > 0`, number or ``(*batch, D)``, in units of z.
 
     Note:
         The drift is cubic: large steps from far outside explode; bound `max_step` or the initial law.
@@ -92,8 +95,11 @@ class UnderdampedLangevin(SDE):
 
     Args:
         force: :math:`F`, function of positions ``(..., d)``.
-        friction: :math:`\gamma \ge 0`, per unit of time.
-        scale: :math:`\sigma`.
+        friction: :math:`\gamma \ge 0`, number or ``(*batch, d)``, per unit of time.
+        scale: :math:`\sigma`, number or ``(*batch, d)``.
+
+    References:
+        Pavliotis (2014), Stochastic Processes and Applications, chapter 6 (the equation and its invariant law).
     """
 
     def __init__(

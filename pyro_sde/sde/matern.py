@@ -95,10 +95,11 @@ class Matern52(_Matern):
 def matern_system(name: str, order: int, lengthscale: Tensor, variance: Tensor, dtype: torch.dtype) -> LinearSystem:
     r"""System of a Matérn process of smoothness ``order + 1/2`` with closed forms of all laws.
 
-    With :math:`\lambda = \sqrt{2\nu}/\ell` and N the nilpotent matrix :math:`A + \lambda I`: :math:`\Phi = e^{-\lambda
-    h} \sum_k (N h)^k / k!`. The last column of :math:`e^{A s}` is :math:`g_i(s) = d^i/ds^i\, s^p e^{-\lambda s} / p!`,
-    hence :math:`Q_{ij} = q \int_0^h g_i g_j\, ds` is a sum of incomplete gamma functions, which are small for small h
-    (in :math:`P - \Phi P \Phi^\top` they would be differences of ones).
+    Derivation: with :math:`\lambda = \sqrt{2\nu}/\ell` and N the nilpotent matrix :math:`A + \lambda I`,
+    :math:`\Phi = e^{-\lambda h} \sum_k (N h)^k / k!`. The last column of :math:`e^{A s}` is
+    :math:`g_i(s) = d^i/ds^i\, s^p e^{-\lambda s} / p!`, hence :math:`Q_{ij} = q \int_0^h g_i g_j\, ds` is a sum of
+    incomplete gamma functions, which are small for small h (in :math:`P - \Phi P \Phi^\top` they would be differences
+    of ones).
 
     Args:
         name: of the process, for messages.

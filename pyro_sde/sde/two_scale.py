@@ -82,6 +82,10 @@ class TwoScaleSDE(SDE):
             nested `coarse`, or `coarse` is no Itô SDE.
         TypeError: if a level is no SDE.
 
+    Definition:
+        The equations say what the class is; that `a` ignores `b` is what lets a fine path be skipped where there are no
+        data, see `MultiScalePath`.
+
     Example:
         >>> import torch
         >>> from pyro_sde.sde import OrnsteinUhlenbeck

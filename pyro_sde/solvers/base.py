@@ -21,7 +21,13 @@ ALL_NOISE = frozenset({"additive", "diagonal", "general", "scalar"})
 
 
 class Step(NamedTuple):
-    """One step of a grid: where it starts, what drives it, and the inputs that serve all its stages."""
+    """One step of a grid: where it starts, what drives it, and the inputs that serve all its stages.
+
+    Attributes:
+        t: time at its start, ``(..., 1)``.
+        increments: those of Brownian motion, ``(..., M)``, with dt > 0; H and A as far as the solver asks for them.
+        rows: ``(..., C)`` each.
+    """
 
     t: Tensor  # (..., 1)
     increments: BrownianIncrements  # dt > 0, W, and H and A as far as the solver asks for them
@@ -33,7 +39,11 @@ class Field:
 
     Args:
         sde: an SDE in the interpretation of the solver.
-        rows: its inputs for all steps; `rows` of the field are those to slice step by step.
+        rows: its inputs for all steps, ``(*batch, K, C)`` each; `rows` of the field are those to slice step by step.
+
+    Shape:
+        t: ``(..., 1)`` · z: ``(..., D)`` · rows of a step: ``(..., C)`` each · drift: broadcastable to ``(..., D)`` ·
+        diffusion: broadcastable to ``(..., D)``, or ``(..., D, M)``.
     """
 
     def __init__(self, sde: SDE, rows: Rows) -> None:
@@ -112,7 +122,11 @@ class Solver(ABC):
         return constraints.real
 
     def start(self, field: Field, t: Tensor, z: Tensor, rows: Rows) -> State:
-        """What the solver carries from step to step beside the path, at the first state: nothing by default."""
+        """What the solver carries from step to step beside the path, at the first state: nothing by default.
+
+        Shape:
+            t: ``(..., 1)`` · z: ``(..., D)`` · rows: ``(..., C)`` each.
+        """
         del field, t, z, rows
         return ()
 

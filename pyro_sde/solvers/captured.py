@@ -25,14 +25,14 @@ Edge = tuple[Any, int]  # a node of the autograd graph and the number of its out
 def find_captured(
     function: Callable[..., Outputs], arguments: Sequence[Tensor], names: Mapping[str, Tensor] | None = None
 ) -> tuple[Tensor, ...]:
-    """Tensors other than its arguments that the outputs of a function have gradients to.
+    """Tensors, of any shape, other than its arguments that the outputs of a function have gradients to.
 
     Leaves (parameters) are found wherever they are used, also inside a custom ``autograd.Function``. Tensors with a
     history (a context computed by an encoder) are found where torch functions receive them.
 
     Args:
         function: returns a tuple of tensors; called once, or twice if a tensor with a history is found.
-        arguments: its arguments.
+        arguments: its arguments, of any shape as all tensors here.
         names: names of known tensors, such as ``dict(module.named_parameters())``, for the message.
 
     Raises:
@@ -69,11 +69,11 @@ class StandIns:
     No gradient runs on into what made those tensors: it stays with the leaf, for whoever passes it on.
 
     Args:
-        captured: what `find_captured` found.
+        captured: what `find_captured` found, tensors of any shape.
         names: as there.
 
     Attributes:
-        leaves: one for each captured tensor: itself if it is a leaf.
+        leaves: one for each captured tensor, in its shape: itself if it is a leaf.
     """
 
     def __init__(self, captured: Sequence[Tensor], names: Mapping[str, Tensor] | None = None) -> None:
@@ -123,12 +123,12 @@ class LocalGraph:
 
     Args:
         function: the function given to `find_captured`.
-        arguments: its arguments now.
+        arguments: its arguments now, of any shape.
         stand_ins: for what `find_captured` found.
         wanted: which arguments are to have gradients.
 
     Attributes:
-        outputs: of the function, detached.
+        outputs: of the function, detached, of any shape.
 
     Raises:
         RuntimeError: as `StandIns.call`.
@@ -148,7 +148,7 @@ class LocalGraph:
         self.outputs = tuple(output.detach() for output in self._outputs)
 
     def vjp(self, gradients: Sequence[Tensor]) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Gradients of arguments and of captured tensors, from those of the outputs; None where there is none."""
+        """Gradients of arguments and captured tensors, each in its shape, from those of the outputs; None for none."""
         pairs = [(o, g) for o, g in zip(self._outputs, gradients, strict=True) if o.requires_grad]
         inputs = [tensor for tensor in (*self._arguments, *self._captured) if tensor.requires_grad]
         if not pairs or not inputs:

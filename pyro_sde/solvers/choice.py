@@ -48,6 +48,9 @@ def choose(
     coefficients are called once, to count the parameters that a step multiplies with, also those that a function
     captured, but not those behind inputs, which are applied before the loop. It is never taken without something to
     differentiate, nor for coefficients that take one time at a time.
+
+    Shape:
+        initial: ``(..., D)`` · standard_normal: ``(K, ..., M)`` · rows: ``(*batch, K, C)`` each.
     """
     wanted = execution.backward
     functional = torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()

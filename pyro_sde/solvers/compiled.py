@@ -112,7 +112,7 @@ def recursion(gain: Tensor, source: Tensor, terms: Sequence[Term], adjoint: Tens
     \lambda_{k+1} + \mathrm{extra}_{i,k})` with the Jacobians :math:`J_i` of the terms' networks, given by weights and
     slopes. It applies as `simulate` does, whatever the activation, to networks of up to four hidden layers. The
     cotangents of the pre-activations of all layers are added to the list `deltas` of the terms' blocks, the last layer
-    first.
+    first. Derivation: the chain rule, backwards through the steps.
 
     Args:
         gain: ``(n, R, D)``.

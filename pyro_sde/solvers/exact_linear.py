@@ -63,7 +63,7 @@ class ExactLinear(Solver):
         return squared(super().adapt(sde))
 
     def start(self, field: Field, t: Tensor, z: Tensor, rows: Rows) -> State:
-        """A, b and L of all series in float64, read once for all steps."""
+        """A ``(..., D, D)``, b ``(..., D)`` and L ``(..., D, M)`` of all series in float64, read once for all steps."""
         state = z.double()
         _, matrix = state_jacobian(lambda s: field.drift(t, s, rows), state)
         offset = field.drift(t, torch.zeros_like(state), rows)

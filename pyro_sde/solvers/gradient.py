@@ -72,6 +72,9 @@ def unroll_parallel_lean(
 
     The batched call and the Jacobians are computed in the backward pass, once each, with the noise drawn again: the
     function `normal_of` gives the standard normal noise, the same at every call. Other arguments as for `unroll`.
+
+    Shape:
+        initial: ``(..., D)`` · noise: ``(K, ..., M)`` · rows: ``(*batch, K, C)`` each · returns ``(K + 1, ..., D)``.
     """
     with torch.no_grad():
         states = unroll(sde, grid, initial, normal_of(), rows)

@@ -96,7 +96,8 @@ def unroll_sweeps(
     detaches).
 
     Shape:
-        arguments as for `unroll`, K >= 1.
+        initial: ``(..., D)`` · standard_normal: ``(K, ..., M)``, K >= 1 · rows: ``(*batch, K, C)`` each · states:
+        ``(K + 1, ..., D)``.
 
     Raises:
         ValueError: if an option is not as described.

@@ -34,7 +34,15 @@ __all__ = ["NetworkPath", "describe", "unroll_networks"]
 
 
 class NetworkPath(NamedTuple):
-    """A path problem in flat form: K steps of R rows."""
+    """A path problem in flat form: K steps of R rows.
+
+    Attributes:
+        networks: drift, diffusion and control, None without one; flat tensors.
+        initial: ``(R, D)``.
+        increments: ``(K, R, D)``.
+        steps: ``(K, R, 1)``, or ``(K, 1, 1)``.
+        batch: batch shape of the states, R its product.
+    """
 
     networks: tuple[StateNetwork, StateNetwork, StateNetwork | None]  # drift, diffusion, control; flat tensors
     initial: Tensor  # (R, D)
@@ -49,6 +57,9 @@ def describe(
     """Flat form of the arguments of `unroll`, or None where the coefficients do not offer their layers.
 
     What does not depend on the state is computed here for all steps at once, with its graph.
+
+    Shape:
+        initial: ``(..., D)`` · standard_normal: ``(K, ..., D)`` · rows: ``(*batch, K, C)`` each.
     """
     if sde.noise_type != "diagonal" or sde.sde_type != "ito" or standard_normal.shape[-1] != initial.shape[-1]:
         return None

@@ -43,7 +43,7 @@ class SeededNoise(StepNoise):
 
     Args:
         shape: shape of the noise of one step, ``(..., M)``.
-        like: tensor whose dtype and device the noise has.
+        like: tensor of any shape, whose dtype and device the noise has.
     """
 
     def __init__(self, shape: tuple[int, ...], like: Tensor) -> None:
@@ -64,7 +64,7 @@ class TreeNoise(StepNoise):
         tree: the path; one seed for each series.
         times: grid times ``(*batch, K + 1)``.
         width: number of normals that the solver wants for a step.
-        like: tensor whose dtype the noise has.
+        like: tensor of any shape, whose dtype the noise has.
     """
 
     def __init__(self, tree: VirtualBrownianTree, times: Tensor, width: int, like: Tensor) -> None:

@@ -53,7 +53,11 @@ def solve(
     rows: Rows,
     execution: Execution,
 ) -> Solution:
-    """As `integrate` for an SDE that `solver` has adapted, with the coefficients where something recorded them."""
+    """As `integrate` for an SDE that `solver` has adapted, with the coefficients where something recorded them.
+
+    Shape:
+        initial: ``(..., D)`` · rows: ``(*batch, K, C)`` each · path: ``(..., K + 1, D)``.
+    """
     if sde.sde_type != solver.interpretation:
         msg = (
             f"`sde` is in its {sde.sde_type} form, and {solver!r} steps the {solver.interpretation} form, whose drift "

@@ -18,6 +18,9 @@ class Splittable(Protocol):
 
     With :math:`\tilde f = f - \tfrac12 \sigma \sigma'`, the drift alone is :math:`\dot x = \tilde f(x)` and the noise
     alone :math:`dx = \sigma(x) \circ dW`.
+
+    References:
+        Kloeden and Platen (1992), Numerical Solution of SDEs, eq. (4.9.11) (the Stratonovich drift).
     """
 
     def drift_flow(self, x: Tensor, dt: Tensor) -> Tensor:
@@ -25,7 +28,7 @@ class Splittable(Protocol):
         ...
 
     def noise_flow(self, x: Tensor, w: Tensor) -> Tensor:
-        """State after the Brownian increment `w` without drift."""
+        """State after the Brownian increment `w` without drift; both are ``(..., D)``."""
         ...
 
     def check_split(self) -> None:

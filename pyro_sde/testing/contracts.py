@@ -53,8 +53,8 @@ def check_distribution(law: PathDistribution, *, parameters: Sequence[Tensor] = 
 
     Args:
         law: the law, with a batch shape whose sizes are not 1 if those clauses are to bite.
-        parameters: tensors that require a gradient and that density or samples depend on; those of the SDE of an
-            `SDEPath` are included.
+        parameters: tensors of any shape that require a gradient and that density or samples depend on; those of the
+            SDE of an `SDEPath` are included.
         skip: names of clauses to leave out.
 
     Raises:

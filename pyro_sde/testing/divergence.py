@@ -20,9 +20,9 @@ class KLReport(NamedTuple):
     r"""Monte-Carlo estimates of :math:`\mathrm{KL}(q \,\|\, p)` per batch entry, with standard errors.
 
     Attributes:
-        closed: mean of `path_kl`, batch shape.
+        closed: mean of `path_kl`, ``(*batch,)``.
         closed_error: its standard error.
-        full: mean of the log-ratio, batch shape.
+        full: mean of the log-ratio, ``(*batch,)``.
         full_error: its standard error.
     """
 
@@ -56,7 +56,7 @@ def check_kl(
         q: law of the guide (first).
         p: law of the model.
         num_samples: number of paths per batch entry, at least 100.
-        expected: exact divergence, broadcastable to the batch shape.
+        expected: exact divergence, broadcastable to the batch shape ``(*batch,)`` of the laws.
         ratio_under: law under which the density ratio has a finite variance, "q" or "p"; None leaves the last line
             out. Both expectations are 1, but a ratio of infinite variance (an unbounded difference of drifts, sampled
             under the more concentrated law) fails every z-test.

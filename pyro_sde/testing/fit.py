@@ -47,6 +47,9 @@ def gof(law: PathDistribution, num_samples: int = 1000) -> Outcome:
         ValueError: if there are fewer than 100 samples.
         ImportError: if scipy is missing.
 
+    Derivation:
+        The step of Kloeden and Platen (1992), Numerical Solution of SDEs, eq. (10.2.4), solved for its noise.
+
     Example:
         >>> from pyro_sde import OrnsteinUhlenbeckPath
         >>> one = torch.ones(1)

@@ -87,6 +87,9 @@ def z_test(samples: Tensor, expected: Tensor | float) -> Outcome:
     Raises:
         ValueError: if there are fewer than 100 samples.
 
+    References:
+        Lehmann and Romano (2005), Testing Statistical Hypotheses, chapter 11 (large samples).
+
     Example:
         >>> z_test(torch.randn(10_000), 0.0).require().smallest_error < 0.08
         True
@@ -112,6 +115,11 @@ def z_test(samples: Tensor, expected: Tensor | float) -> Outcome:
 
 def assert_mean(samples: Tensor, expected: Tensor | float, *, detects: float | None = None) -> Outcome:
     """`z_test` that must pass and, if `detects` is given, must be able to find an error of that size.
+
+    Args:
+        samples: as for `z_test`, ``(n, ...)``.
+        expected: mean, broadcastable to ``(...)``.
+        detects: error that must be found, in the unit of the samples; any if None.
 
     Raises:
         ContractError: if it does not pass or is too weak.
