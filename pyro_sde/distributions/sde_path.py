@@ -2,25 +2,23 @@ r"""The law of a path of an SDE on a grid."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import repeat
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
-from torch.utils.checkpoint import checkpoint
 
 from ..ops.brownian import VirtualBrownianTree, normal_width
 from ..ops.grid import TimeGrid
 from ..ops.layout import time_first
 from ..sde.base import SDE, Coefficients
-from ..solvers.base import Solver
+from ..solvers.base import Rows, Solver
+from ..solvers.derivatives import state_jacobian
 from ..solvers.execution import Execution
 from ..solvers.fixed import EulerMaruyama
 from ..solvers.noise import GivenNoise, SeededNoise, StepNoise, TreeNoise
 from ..solvers.solve import solve
+from ._block_run import BlockRun
 from ._carried import check_not_carried
 from ._coefficient_checks import (
     broadcast_shapes,
@@ -287,33 +285,40 @@ class SDEPath(DrivenPath):
         A block of steps at a time, since temporaries of larger batches leave the cache. If memory is low, a block keeps
         its inputs only and is evaluated again for its gradient.
         """
-        rows = tuple(None if row is None else time_first(row, states.dim() - 2) for row in self._rows)
-        execution = self.execution or Execution.current()
-        steps = max(1, execution.block_rows // max(1, math.prod(states.shape[1:-1])))
-
-        def parts(rows: tuple[Tensor | None, ...]) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor | None, ...]]]:
-            split = zip(*(repeat(None) if row is None else row.split(steps) for row in rows), strict=False)
-            return zip(times.split(steps), states.split(steps), split, strict=False)
-
-        def anew(t: Tensor, z: Tensor, *row: Tensor | None) -> Coefficients:
-            with self.effects:
-                return sde.coefficients(t, z, row)
-
-        if execution.memory == "low":
-            blocks = [checkpoint(anew, t, z, *row, use_reentrant=False) for t, z, row in parts(rows)]
-        elif steps >= len(states):
-            return anew(times, states, *rows)
+        run = self._block_run(times, states)
+        if run.low or len(run) == 1:
+            blocks = run.map(lambda t, z, row: sde.coefficients(t, z, row))
         else:
             with self.effects:
-                evaluate, rows = sde.evaluator(rows)
-                blocks = [evaluate(t, z, row) for t, z, row in parts(rows)]
+                evaluate, run.rows = sde.evaluator(run.rows)
+                blocks = [evaluate(*block) for block in run]
         drifts, diffusions, controls = zip(*blocks, strict=True)
         matrix = self.sde.noise.matrix_dims
         return Coefficients(
-            _join(drifts, states.dim(), steps),
-            _join(diffusions, states.dim() + matrix, steps),
-            None if controls[0] is None else _join(controls, states.dim(), steps),
+            run.join(drifts, states.dim()),
+            run.join(diffusions, states.dim() + matrix),
+            None if controls[0] is None else run.join(controls, states.dim()),
         )
+
+    def drift_jacobian_along(self, times: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Drift, with the control if there is one, and its Jacobian in the state; time leftmost.
+
+        In blocks, and with little memory, as `coefficients_along`.
+
+        Shape:
+            times: ``(K, ..., 1)`` · states: ``(K, ..., D)`` · drift: ``(K, ..., D)`` · Jacobian: ``(K, ..., D, D)``.
+        """
+        sde = self.sde
+
+        def both(t: Tensor, z: Tensor, row: Rows) -> tuple[Tensor, Tensor]:
+            return state_jacobian(lambda state: sde.coefficients(t, state, row).total_drift(sde.noise), z)
+
+        drifts, jacobians = zip(*self._block_run(times, states).map(both), strict=True)
+        return torch.cat(drifts), torch.cat(jacobians)
+
+    def _block_run(self, times: Tensor, states: Tensor) -> BlockRun:
+        rows = tuple(None if row is None else time_first(row, states.dim() - 2) for row in self._rows)
+        return BlockRun(times, states, rows, self.effects, self.execution or Execution.current())
 
     def check_same_grid(self, other: PathDistribution) -> None:
         """Times must agree to round-off."""
@@ -336,11 +341,3 @@ class SDEPath(DrivenPath):
             "clipping."
         )
         raise ValueError(msg)
-
-
-def _join(parts: tuple[Tensor, ...], dims: int, steps: int) -> Tensor:
-    """Blocks of one coefficient along time; one that has no time axis is the same in every block."""
-    first = parts[0]
-    if first.dim() < dims or (first.shape[0] == 1 and steps > 1):
-        return first
-    return torch.cat(parts)

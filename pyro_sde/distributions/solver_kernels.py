@@ -17,7 +17,6 @@ from torch import Tensor
 from ..sde.base import SDE, Coefficients
 from ..sde.noise import Noise
 from ..solvers.base import Solver
-from ..solvers.derivatives import state_jacobian
 from ..solvers.drift_implicit import DriftImplicitEuler
 from ..solvers.exact_linear import ExactLinear
 from ..solvers.local_linearisation import LocalLinearisation, linearised_transition
@@ -36,6 +35,10 @@ class SteppedLaw(Protocol):
 
     def coefficients_along(self, sde: SDE, times: Tensor, states: Tensor) -> Coefficients:
         """Coefficients at times ``(K, ..., 1)`` and states ``(K, ..., D)``, with the inputs of the K steps."""
+        ...
+
+    def drift_jacobian_along(self, times: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Drift ``(K, ..., D)`` and its Jacobian ``(K, ..., D, D)`` there."""
         ...
 
 
@@ -88,6 +91,10 @@ class ImplicitKernels(TransitionKernels):
         \sigma_k \sigma_k^\top h_k\big) + \log \det\big(I - \theta h_k\, \partial_z f(t_{k+1}, z_{k+1})\big)
 
     The divergence of two of them has no closed form.
+
+    Derivation:
+        The step makes :math:`z_{k+1} - \theta f_{k+1} h_k` of its Gaussian right-hand side: eq. (12.2.2) of Kloeden and
+        Platen (1992), Numerical Solution of SDEs; the determinant is that of the change of variables.
 
     Args:
         euler: Euler–Maruyama kernels along the same path.
@@ -183,15 +190,15 @@ def _linearised(solver: Solver, law: SteppedLaw, states: Tensor, times: Tensor, 
     # the linearisation of a linear SDE is exact, and in float64 nothing else limits its accuracy
     dtype = torch.float64 if isinstance(solver, ExactLinear) else states.dtype
     noise, left, at = law.sde.noise, states[:-1].to(dtype), times[:-1].to(dtype)
-    drift, jacobian = state_jacobian(lambda z: law.coefficients_along(law.sde, at, z).total_drift(noise), left)
+    drift, jacobian = law.drift_jacobian_along(at, left)
     diffusion = law.coefficients_along(law.sde, at, left).diffusion
     transition = linearised_transition(noise, drift, jacobian, diffusion, steps)
     return GaussianKernels(left.double() + transition.offset, transition.covariance, states, times, steps > 0)
 
 
 def _implicit(solver: Solver, law: SteppedLaw, states: Tensor, times: Tensor, steps: Tensor) -> TransitionKernels:
-    sde, end = law.sde, states[1:]
-    drift, jacobian = state_jacobian(lambda z: law.coefficients_along(sde, times[1:], z).total_drift(sde.noise), end)
+    sde = law.sde
+    drift, jacobian = law.drift_jacobian_along(times[1:], states[1:])
     coefficients = law.coefficients_along(sde, times[:-1], states[:-1])
     euler = EulerKernels(sde.noise, coefficients, states, times, steps)
     return ImplicitKernels(euler, drift, jacobian, solver.theta)  # type: ignore[attr-defined]

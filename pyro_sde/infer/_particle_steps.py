@@ -24,6 +24,7 @@ from ..ops.grid import TimeGrid
 from ..ops.layout import time_first
 from ..sde.base import SDE, Coefficients
 from ..solvers.base import Field, Rows, State, Step
+from ..solvers.derivatives import state_jacobian
 from ..solvers.loop import euler_step
 from ._particle_stepper import Move, Stepper, unknown_law
 
@@ -53,6 +54,11 @@ class _OneStep:
         """Coefficients at times ``(1, ..., 1)`` and states ``(1, ..., D)``."""
         with self._law.effects:
             return sde.coefficients(times, states, self._rows)
+
+    def drift_jacobian_along(self, times: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Drift ``(1, ..., D)`` and its Jacobian ``(1, ..., D, D)``."""
+        noise = self.sde.noise
+        return state_jacobian(lambda z: self.coefficients_along(self.sde, times, z).total_drift(noise), states)
 
 
 class _SDEStepper(Stepper):

@@ -2,6 +2,7 @@ r"""Fast mixing of a fine posterior: a penalty on dynamics that forget their pas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from ..distributions.kl import site_law
 from ..distributions.multiscale_path import MultiScalePath
+from ..ops._arguments import check_numbers
 from ..ops.layout import time_first
-from ..solvers.derivatives import state_jacobian
 
 __all__ = ["FinePaths", "MixingRegulariser", "contraction_rates", "mixing_penalty"]
 
@@ -51,14 +52,13 @@ def contraction_rates(law: MultiScalePath, path: Tensor) -> Tensor:
 
     Returns:
         Rates ``(R - 1, ...)``, time leftmost, 0 on steps outside the windows; per unit of time.
+
+    References:
+        Söderlind (2006), The logarithmic norm. History and modern theory, BIT Numerical Mathematics 46.
     """
     rank = max(path.dim() - 2, len(law.batch_shape))
     states, times = time_first(path, rank)[:-1], time_first(law.grid.times.unsqueeze(-1), rank)[:-1]
-
-    def drift(z: Tensor) -> Tensor:
-        return law.coefficients_along(law.sde, times, z).total_drift(law.sde.noise)
-
-    _, jacobian = state_jacobian(drift, states)
+    _, jacobian = law.drift_jacobian_along(times, states)
     symmetric = (jacobian + jacobian.mT) / 2
     fastest = symmetric[..., 0, 0] if symmetric.shape[-1] == 1 else torch.linalg.eigvalsh(symmetric)[..., -1]
     active = time_first(law.windows.active.unsqueeze(-1), rank).squeeze(-1)
@@ -84,6 +84,11 @@ def mixing_penalty(law: MultiScalePath, path: Tensor, rate: float) -> Tensor:
 
     Raises:
         ValueError: if `rate` is not positive.
+
+    Derivation:
+        The lower end of `rate` solves :math:`e^{-2 \kappa \tau} = \text{tolerance}`, the factor by which the divergence
+        of the entry law falls over a burn-in (`BurnIn`). The squared hinge is a choice: smooth, and 0 where none is
+        needed.
     """
     _check_positive("rate", rate)
     slow = (rate - contraction_rates(law, path)).clamp(min=0).square()
@@ -123,7 +128,8 @@ class MixingRegulariser:
 
     def __init__(self, elbo: Any, *, rate: float, weight: float) -> None:  # noqa: ANN401
         _check_positive("rate", rate)
-        if not weight >= 0:
+        check_numbers(weight=weight)
+        if not 0 <= weight < math.inf:
             msg = f"`weight` must be a number >= 0, received {weight!r}."
             raise ValueError(msg)
         loss: Any = getattr(elbo, "differentiable_loss", elbo)
@@ -149,6 +155,7 @@ class MixingRegulariser:
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
+    check_numbers(**{name: value})
+    if not 0 < value < math.inf:
         msg = f"`{name}` must be a number > 0, received {value!r}."
         raise ValueError(msg)

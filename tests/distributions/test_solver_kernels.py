@@ -114,6 +114,19 @@ def test_float32_and_little_memory_give_the_same_density(name):
     assert_close(single.double(), expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", sorted(DENSE))
+def test_little_memory_gives_the_same_gradient_of_the_density(name):
+    def gradients(execution):
+        rate = torch.tensor(0.8, dtype=F64, requires_grad=True)
+        path = 0.5 * torch.randn(2, 3, 2, dtype=F64, generator=torch.Generator().manual_seed(1))
+        sde = SDE(lambda t, z: rate * drift(t, z), lambda t, z: rate * diffusion(t, z))
+        law = SDEPath(sde, initial(), GRID, solver=DENSE[name], execution=execution)
+        return torch.autograd.grad(law.log_prob(path.requires_grad_()).sum(), (rate, path))
+
+    low = gradients(Execution(memory="low", block=1))
+    assert_close(low, gradients(Execution()), rtol=1e-10, atol=1e-10)
+
+
 def test_exact_steps_have_the_density_of_the_gaussian_path():
     sde = LTI(torch.tensor([[-1.0, 2.0], [-2.0, -1.0]]), torch.tensor([[0.5, 0.1], [0.0, 0.3]]))
     law = SDEPath(sde, initial(), GRID, solver=ExactLinear())
