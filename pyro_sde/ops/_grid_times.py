@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 from torch import Tensor
 
+from ._arguments import check_real, is_finite
+
 __all__ = [
+    "as_tensor",
     "as_times",
     "check_increasing",
     "check_inside",
     "check_mask",
+    "check_max_step",
     "endpoint",
     "fill_invalid",
-    "is_number",
     "trailing_repeats",
 ]
 
 
-def is_number(value: object) -> bool:
-    """Whether a value is one real number, of Python or in a tensor."""
-    return isinstance(value, Real) or (isinstance(value, Tensor) and value.dim() == 0)
-
-
-def _tensor(
+def as_tensor(
     value: object, name: str, *, dtype: torch.dtype | None = None, device: torch.device | None = None
 ) -> Tensor:
+    """A value as a tensor.
+
+    Raises:
+        TypeError: if it is none and has no numbers; the message names it.
+    """
+    if isinstance(value, Tensor):
+        check_real(**{name: value})
     try:
         return torch.as_tensor(value, dtype=dtype, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -37,7 +41,7 @@ def _tensor(
 
 def as_times(times: Tensor | Sequence[float]) -> Tensor:
     """Times as a floating-point tensor; whole numbers become the default float type."""
-    times = _tensor(times, "times")
+    times = as_tensor(times, "times")
     if times.is_complex() or times.dtype == torch.bool:
         msg = f"`times` must be real numbers, received {times.dtype}."
         raise TypeError(msg)
@@ -49,9 +53,16 @@ def as_times(times: Tensor | Sequence[float]) -> Tensor:
     return times
 
 
+def check_max_step(max_step: object) -> None:
+    """Raise ValueError unless a largest step is a positive finite number, or None."""
+    if max_step is not None and not (is_finite(max_step) and max_step > 0):  # type: ignore[operator]
+        msg = f"`max_step` must be a positive finite number, received {max_step!r}."
+        raise ValueError(msg)
+
+
 def check_mask(mask: Tensor | Sequence[bool], times: Tensor) -> Tensor:
     """The mask as a tensor; raise unless it has the shape of the times and a valid one in every series."""
-    mask = _tensor(mask, "mask", device=times.device)
+    mask = as_tensor(mask, "mask", device=times.device)
     if mask.dtype != torch.bool or mask.shape != times.shape:
         msg = (
             f"`mask` must be a bool tensor of the shape of `times` {tuple(times.shape)} (True = valid time), received "
@@ -67,10 +78,13 @@ def check_mask(mask: Tensor | Sequence[bool], times: Tensor) -> Tensor:
 
 def fill_invalid(times: Tensor, mask: Tensor) -> Tensor:
     """Overwrite invalid times by the last valid one before them (leading ones by the first valid one)."""
-    position = torch.arange(times.shape[-1], device=times.device).expand(times.shape)
-    source = torch.where(mask, position, torch.zeros_like(position)).cummax(-1).values
-    source = torch.maximum(source, mask.to(torch.uint8).argmax(-1, keepdim=True))
-    times = times.gather(-1, source)
+    if not mask.all():
+        position = torch.arange(times.shape[-1], device=times.device).expand(times.shape)
+        source = torch.where(mask, position, torch.zeros_like(position)).cummax(-1).values
+        source = torch.maximum(source, mask.to(torch.uint8).argmax(-1, keepdim=True))
+        times = times.gather(-1, source)
+    else:  # a copy all the same: a grid does not change with the tensor that it was made of
+        times = times.clone(memory_format=torch.contiguous_format)
     if not torch.isfinite(times.detach()).all():
         where = (~torch.isfinite(times.detach())).nonzero()[0].tolist()
         msg = (
@@ -108,7 +122,7 @@ def check_increasing(times: Tensor, mask: Tensor) -> None:
 
 def endpoint(value: float | Tensor, name: str, knots: Tensor) -> Tensor:
     """Start or end of the grid, ``(*batch, 1)``, in the dtype of the knots."""
-    end = _tensor(value, name, dtype=knots.dtype, device=knots.device)
+    end = as_tensor(value, name, dtype=knots.dtype, device=knots.device)
     try:
         end = end.expand(knots.shape[:-1])
     except RuntimeError as error:

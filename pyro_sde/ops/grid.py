@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 
 import torch
@@ -15,9 +14,9 @@ from ._grid_times import (
     check_increasing,
     check_inside,
     check_mask,
+    check_max_step,
     endpoint,
     fill_invalid,
-    is_number,
     trailing_repeats,
 )
 from ._pilot_run import pilot_knots
@@ -34,7 +33,7 @@ class TimeGrid:
     r"""Solver grid :math:`t_0 < t_1 < \dots < t_K` that contains every observation time.
 
     Each gap between neighbouring observation times is cut into
-    :math:`n_i = \lceil (1 - 10^{-3})\, \mathrm{gap}_i / \mathrm{max\_step} \rceil` equal steps. Because the grid
+    :math:`\lceil (1 - 10^{-3})\, \mathrm{gap} / \mathrm{max\_step} \rceil` equal steps. Because the grid
     contains the observation times, a path is never interpolated. Series of a batch may have different times: a
     shorter row is padded at its end by repeating its last time (``steps == 0``: no movement, no noise, no density),
     and has exactly the grid that it would get alone. Cost: O(batch x (N + K)) once, no cost per use.
@@ -78,9 +77,7 @@ class TimeGrid:
         end: float | Tensor | None = None,
     ) -> None:
         times = as_times(times)
-        if max_step is not None and not (is_number(max_step) and 0 < max_step < math.inf):
-            msg = f"`max_step` must be a positive finite number, received {max_step!r}."
-            raise ValueError(msg)
+        check_max_step(max_step)
         if mask is None:
             self.mask = torch.ones_like(times, dtype=torch.bool)
         else:
@@ -174,6 +171,9 @@ class TimeGrid:
     def _build(self, counts: Tensor, num_steps: int | None = None) -> None:
         """Set `times`, `steps` and `observed_index` from the number of steps per gap, ``(*batch, N' - 1)``."""
         self._counts = counts
+        if num_steps is None and bool((counts == 1).all()):  # no padding: the knots are the grid
+            self.times, self.steps, self.observed_index = self._knots, self._knots.diff(dim=-1), self._places
+            return
         ends = counts.cumsum(-1)  # solver index at which each gap ends
         begins = torch.cat([torch.zeros_like(ends[..., :1]), ends], -1)[..., : self._knots.shape[-1]]
         if counts.shape[-1] == 0:

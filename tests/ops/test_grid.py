@@ -245,6 +245,25 @@ def test_a_trailing_repeat_is_padding_without_a_mask():
     assert grid.steps.tolist() == [[1, 1], [1, 0], [0, 0]]
 
 
+@pytest.mark.parametrize("mask", [None, torch.ones(2, 3).bool()], ids=["no mask", "mask"])
+@pytest.mark.parametrize("options", [{}, {"max_step": 0.5}, {"start": -1.0, "end": 7.0}], ids=str)
+def test_a_grid_does_not_change_with_the_tensor_it_was_made_of(mask, options):
+    times = torch.tensor([[0.0, 1.0, 3.0], [0.5, 2.0, 6.0]])
+    grid, right = TimeGrid(times, mask=mask, **options), TimeGrid(times.clone(), mask=mask, **options)
+    numbers = times.numpy()
+    from_numpy = TimeGrid(numbers, mask=mask, **options)
+    times.zero_()
+    for found in (grid, from_numpy):
+        for name in ("times", "steps", "observed_times"):
+            assert torch.equal(getattr(found, name), getattr(right, name))
+
+
+def test_the_times_of_a_grid_are_its_own_memory_where_one_row_is_expanded():
+    times = TimeGrid(torch.tensor([0.0, 1.0]).expand(3, 2)).times
+    times[0] = 9.0
+    assert times[1].tolist() == [0.0, 1.0]
+
+
 def test_the_mask_is_all_true_by_default():
     assert TimeGrid([0.0, 1.0]).mask.tolist() == [True, True]
 
@@ -446,6 +465,9 @@ def test_the_text_of_a_grid_names_its_sizes_and_range():
         ([0.0, 1.0], {"max_step": -1.0}, "`max_step` must be a positive"),
         ([0.0, 1.0], {"max_step": NAN}, "`max_step` must be a positive.*received nan"),
         ([0.0, 1.0], {"max_step": float("inf")}, "`max_step` must be a positive.*received inf"),
+        ([0.0, 1.0], {"max_step": torch.tensor(1j)}, "`max_step` must be a positive.*received tensor"),
+        ([0.0, 1.0], {"max_step": torch.tensor([1.0])}, "`max_step` must be a positive.*received tensor"),
+        ([0.0, 1.0], {"max_step": torch.tensor(math.inf)}, "`max_step` must be a positive.*received tensor"),
         ([0.0, 1.0], {"mask": torch.ones(2)}, r"`mask` must be a bool tensor.*received torch.float32 \(2,\)"),
         ([0.0, 1.0], {"mask": torch.ones(3, dtype=torch.bool)}, r"shape of `times` \(2,\).*received torch.bool \(3,\)"),
         ([[0.0, 1.0], [0.0, 1.0]], {"mask": [[True, True], [False, False]]}, r"no valid time in series \[1\]; drop"),
