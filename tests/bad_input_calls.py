@@ -1,4 +1,4 @@
-"""Calls of the public functions that work: the table that `test_bad_input.py` spoils, argument by argument."""
+"""Calls of the public functions up to the laws that work; `test_bad_input.py` spoils them, argument by argument."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pyro.distributions as dist
 import torch
 
 from pyro_sde import distributions as laws
-from pyro_sde import infer, models, nn, ops, sde, solvers
-from pyro_sde.diagnostics import crps_samples, energy_score, rmse
+from pyro_sde import nn, ops, sde, solvers
 
 TIMES = torch.tensor([0.0, 0.5, 1.0])
 EYE = torch.eye(2)
@@ -43,6 +42,10 @@ def path(cls=laws.SDEPath):
 
 def transition(z, t, inputs):
     return dist.Normal(0.9 * z, 0.5).to_event(1)
+
+
+def regime_step(z, t, inputs):
+    return dist.Normal(torch.stack([z, 0.5 * z], -2), 1.0).to_event(1)
 
 
 def chain():
@@ -83,14 +86,14 @@ POSITIVE = [
     (sde.DampedOscillator, {"frequency": 1.0, "damping": 0.1, "variance": 1.0}),
     (sde.QuasiPeriodic, {"period": 1.0, "lengthscale": 1.0, "variance": 1.0}),
 ]
+RECORD = ops.brownian_increments(torch.ones(4, 1), torch.zeros(4, 2))
 ENCODER = nn.GRUEncoder(1, 2, 3, hidden=4)
-SAMPLES, TARGET, SEEN = torch.zeros(4, 3, 2), torch.zeros(3, 2), torch.ones(3, 2).bool()
 
-ROWS = [
+CALLS = [
     # --- ops
     row(
         ops.TimeGrid,
-        "start:negative times:whole end:negative",
+        "start:negative times:whole times:list end:negative",
         times=TIMES,
         max_step=0.25,
         mask=torch.ones(3).bool(),
@@ -111,10 +114,143 @@ ROWS = [
         row(call, "chain:* observations:*", chain=chain(), observations=observations(), method="auto")
         for call in (ops.kalman_filter, ops.log_evidence, ops.smooth, ops.posterior_chain)
     ),
+    row(
+        ops.sample_posterior,
+        "standard_normal:nan standard_normal:axes standard_normal:complex",
+        chain=chain(),
+        observations=observations(),
+        standard_normal=torch.zeros(4, 2),
+    ),
+    row(
+        ops.LinearObservations,
+        "matrix:long offset:number",
+        values=torch.zeros(4, 1),
+        matrix=torch.ones(1, 2),
+        variance=torch.ones(4, 1),
+        offset=torch.zeros(4, 1),
+        mask=torch.ones(4).bool(),
+    ),
+    row(
+        ops.HiddenMarkov,
+        log_initial=torch.tensor([0.5, 0.5]).log(),
+        log_transition=torch.full((2, 2), 0.5).log(),
+        log_likelihood=torch.zeros(3, 2),
+        mask=torch.ones(3).bool(),
+        lengths=torch.tensor(3),
+        form="loop",
+    ),
+    row(ops.normal_width, brownian_dim=3, levy="area"),
+    # what is not finite goes through: no step of a loop waits for the device
+    row(
+        ops.brownian_increments,
+        "dt:nan standard_normal:nan standard_normal:long",
+        dt=torch.ones(3, 1),
+        standard_normal=torch.zeros(3, 2),
+        levy="none",
+    ),
+    row(ops.combine, first=RECORD, second=RECORD),
+    row(ops.coarsen, "dim:negative", increments=RECORD, n=2, dim=0),
+    row(
+        ops.brownian_bridge,
+        "queries:axes",
+        times=TIMES,
+        values=torch.zeros(3, 2),
+        queries=torch.tensor([0.2, 0.7]),
+        standard_normal=torch.zeros(2, 2),
+    ),
+    row(
+        ops.VirtualBrownianTree,
+        "start:negative seed:negative",
+        start=0.0,
+        end=1.0,
+        brownian_dim=2,
+        seed=0,
+        depth=9,
+        levy="none",
+    ),
+    row(
+        ops.discretise,
+        "diffusion:empty diffusion:long dt:empty dt:long dt:axes",
+        matrix=-EYE,
+        diffusion=EYE,
+        dt=torch.tensor([0.1, 0.2]),
+        offset=torch.zeros(2),
+    ),
+    row(ops.stationary_moments, "diffusion:empty diffusion:long", matrix=-EYE, diffusion=EYE, offset=torch.zeros(2)),
+    row(
+        ops.linear_recurrence,
+        "matrices:nan matrices:complex offsets:nan offsets:complex initial:nan initial:complex",
+        matrices=EYE.expand(3, 2, 2),
+        offsets=torch.zeros(3, 2),
+        initial=torch.zeros(2),
+        form="loop",
+    ),
+    row(
+        ops.diagonal_recurrence,
+        "factors:nan factors:complex offsets:nan offsets:complex initial:nan initial:complex",
+        factors=torch.ones(3, 2),
+        offsets=torch.zeros(3, 2),
+        initial=torch.zeros(2),
+        form="loop",
+    ),
+    row(ops.resample, "log_weights:long log_weights:axes", log_weights=torch.zeros(4), method="systematic", num=3),
+    row(ops.effective_sample_size, "log_weights:long log_weights:axes", log_weights=torch.zeros(4)),
+    row(ops.psd_factor, "matrix:nan matrix:axes", matrix=EYE),
+    row(ops.time_first, "tensor:*", tensor=torch.zeros(3, 2), rank=0),
+    row(ops.Windows, "starts:list ends:list", grid=grid(), starts=torch.zeros(1), ends=torch.ones(1), fine_steps=2),
+    method("Windows.around", lambda: ops.Windows, "around", grid=grid(), before=0.5, after=0.5, fine_steps=2),
+    row(
+        ops.Pilot,
+        "seed:negative",
+        rtol=1e-3,
+        atol=1e-2,
+        max_step=0.5,
+        min_step=0.01,
+        paths=4,
+        seed=0,
+        max_steps=100,
+    ),
     # --- nn
-    row(nn.MLP, "out_dim:* activation:*", in_dim=2, out_dim=2, hidden=(4,), activation="silu"),
-    row(nn.ControlNet, "activation:*", state_dim=2, context_dim=3, hidden=(4,), activation="silu"),
-    row(nn.DriftNet, "activation:*", state_dim=2, hidden=(4,), activation="silu"),
+    row(nn.MLP, in_dim=2, out_dim=2, hidden=(4,), activation="silu"),
+    row(nn.ControlNet, state_dim=2, context_dim=3, hidden=(4,), activation="silu"),
+    row(
+        nn.DriftNet,
+        state_dim=2,
+        hidden=(4,),
+        input_dim=1,
+        time_features=1,
+        period=2.0,
+        activation="silu",
+        last_scale=0.1,
+        reversion=0.5,
+    ),
+    row(
+        nn.DiagonalDiffusion,
+        "constant:*",
+        state_dim=2,
+        hidden=3,
+        floor=1e-3,
+        initial=0.5,
+        activation="silu",
+        constant=False,
+    ),
+    row(nn.GatedTransition, state_dim=2, hidden=3, input_dim=1),
+    row(nn.PackedRNN, in_dim=2, hidden=3, activation="relu"),
+    row(
+        nn.FreeMarginals,
+        "knots:complex",
+        knots=TIMES,
+        state_dim=2,
+        value_dim=1,
+        batch_shape=(2,),
+        covariance="full",
+        initial_scale=0.5,
+        sigmoids=2,
+    ),
+    *(
+        row(call, value_dim=1, state_dim=2, hidden=4, covariance="full", head=(4,), time_scale=1.0, sigmoids=2)
+        for call in (nn.GRUMarginals, nn.LocalMarginals)
+    ),
     row(nn.GRUEncoder, value_dim=1, state_dim=2, context_dim=3, hidden=4, layers=1),
     row(
         ENCODER.forward,
@@ -190,30 +326,45 @@ ROWS = [
         value=torch.zeros(5, 2),
     ),
     method("LinearGaussianSSM.smooth", ssm, "smooth", y=torch.zeros(3, 1)),
-    # --- infer
-    row(infer.PathELBO, kl="stl", kl_weight=1.0, num_particles=2),
-    row(infer.JitPathELBO, kl="stl", kl_weight=1.0),
-    row(infer.FilteringELBO, num_particles=4, resampling="systematic", threshold=0.5, gradient="pathwise"),
-    row(infer.RandomisedCorrection, elbo=infer.PathELBO(), probability=0.5),
     row(
-        infer.particle_filter,
-        "path:* log_likelihood:*",
-        path=path(),
-        log_likelihood=lambda z, *rest: -z.square().sum(-1),
-        num_particles=4,
-        resampling="systematic",
-        threshold=0.5,
-        gradient="pathwise",
-        keep="last",
+        laws.SwitchingPath,
+        transition=regime_step,
+        initial=initial(),
+        regimes=laws.RegimeChain(torch.tensor([0.5, 0.5]).log(), torch.full((2, 2), 0.5).log()),
+        length=4,
+        lengths=torch.tensor(4),
     ),
-    # --- diagnostics
-    row(crps_samples, "samples:complex target:complex", samples=SAMPLES, target=TARGET, mask=SEEN),
-    row(energy_score, "samples:complex target:complex", samples=SAMPLES, target=TARGET, mask=SEEN),
-    row(rmse, "prediction:complex target:complex", prediction=TARGET, target=TARGET, mask=SEEN),
-    # --- models
-    row(models.InitialNormal, state_dim=2, scale=1.0),
-    row(models.NormalLikelihood, value_dim=2, initial_scale=0.3, floor=0.01),
-    row(models.CategoricalLikelihood, value_dim=1, num_classes=3),
-    row(models.LatentSDE, state_dim=2, value_dim=1, likelihood="normal"),
-    row(models.RollingOrigin, train_window=3, test_window=2, stride=1, min_train_window=1, min_test_window=1),
+    row(
+        laws.OrnsteinUhlenbeckPath,
+        "loc:number times:axes",
+        theta=torch.ones(2),
+        sigma=torch.ones(2),
+        loc=torch.zeros(2),
+        times=TIMES,
+    ),
+    row(
+        laws.RecurrentPath,
+        "start:nan inputs:nan",  # what they do to the laws is seen there
+        memory=torch.nn.GRU(5, 4, batch_first=True),
+        head=lambda memory, context: dist.Normal(memory[..., :2], 1.0).to_event(1),
+        start=torch.zeros(4),
+        inputs=torch.zeros(2, 5, 3),
+        lengths=torch.tensor([5, 4]),
+    ),
+    row(
+        sde.SecondOrderSDE,
+        acceleration=torch.nn.Linear(2, 1),
+        dim=1,
+        stiffness=0.5,
+        noise_scale=0.1,
+        batch_shape=(2,),
+    ),
+    row(
+        solvers.reflect,
+        "z:nan z:empty z:number z:axes z:long lower:negative lower:nan lower:infinite upper:*",
+        z=torch.zeros(3),
+        lower=-1.0,
+        upper=1.0,
+    ),
+    row(solvers.ReversibleHeunAdjoint, block=8),
 ]

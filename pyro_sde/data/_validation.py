@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+from ..ops._arguments import is_finite
 
 __all__ = [
     "Index",
@@ -121,16 +123,16 @@ def indices(index: Index, size: int, name: str) -> Tensor:
 def check_positive(**numbers: float) -> None:
     """Raise unless every number is positive and finite."""
     for name, number in numbers.items():
-        if not 0 < number < math.inf:
-            message = f"`{name}` must be positive and finite, received {number}."
+        if not is_finite(number) or number <= 0:
+            message = f"`{name}` must be positive and finite, received {number!r}."
             raise ValueError(message)
 
 
 def check_numbers(name: str, numbers: Sequence[float], count: int, lowest: float = -math.inf) -> list[float]:
     """Return `numbers`, the argument called `name`, as a list of `count` finite numbers."""
-    values = [float(number) for number in numbers]
-    if len(values) != count or not all(lowest <= value < math.inf for value in values):
+    given = list(numbers) if isinstance(numbers, Iterable) else []
+    if len(given) != count or not all(is_finite(value) and value >= lowest for value in given):
         bound = "" if lowest == -math.inf else f", each at least {lowest:g}"
         message = f"`{name}` must hold {count} finite number(s){bound}, received {numbers!r}."
         raise ValueError(message)
-    return values
+    return [float(value) for value in given]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..ops._arguments import check_whole
 from ._validation import Index, check_tensors, check_times, check_values, indices
 
 __all__ = ["TimeSeries"]
@@ -161,6 +162,7 @@ class TimeSeries:
             relative: subtract from the times the first one of their window, rather than keep them.
 
         Raises:
+            TypeError: if one of them is no whole number.
             ValueError: if `length` or `stride` is out of range.
 
         Example:
@@ -172,6 +174,7 @@ class TimeSeries:
         """
         num_times = self.times.shape[1]
         stride = length if stride is None else stride
+        check_whole(length=length, stride=stride)
         if not 1 <= length <= num_times:
             message = f"`length` must be between 1 and the number of times {num_times}, received {length}."
             raise ValueError(message)

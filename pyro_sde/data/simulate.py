@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from ..ops._arguments import check_numbers, check_whole
+
 __all__ = ["gaussian_kick", "geometric_kick", "missing_at_random", "observation_times", "simulate_paths"]
 
 # Share of the regular grid in irregular times: their gaps stay above 1 % of the mean gap, also in float32.
@@ -34,10 +36,12 @@ def observation_times(
         ValueError: if a number is out of its range.
     """
     for name, number in (("num_series", num_series), ("num_times", num_times)):
+        check_whole(**{name: number})
         if number < 1:
             message = f"`{name}` must be at least 1, received {number}."
             raise ValueError(message)
     start, end = span
+    check_numbers(end_time=end)
     if not (math.isfinite(start) and math.isfinite(end) and start < end):
         message = f"`end_time` must be finite and greater than {start:g}, received {end}."
         raise ValueError(message)
@@ -87,12 +91,30 @@ def simulate_paths(
 
 
 def gaussian_kick(sigma: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    r"""Noise :math:`dz = \sigma\,dW` alone, for `simulate_paths`."""
+    r"""Noise :math:`dz = \sigma\,dW` alone, for `simulate_paths`.
+
+    Args:
+        sigma: standard deviation per square root of time.
+
+    Returns:
+        Function of the state ``(B, D)``, the step ``(B, 1)`` and standard normal noise ``(B, D)`` that returns the
+        state after the step, ``(B, D)``.
+    """
     return lambda state, step, noise: state + sigma * step.sqrt() * noise
 
 
 def geometric_kick(sigma: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    r"""Noise :math:`dz_i = \sigma_i z_i\,dW_i` (Ito) alone, for `simulate_paths`: keeps signs."""
+    r"""Noise :math:`dz_i = \sigma_i z_i\,dW_i` (Ito) alone, for `simulate_paths`: keeps signs.
+
+    Args:
+        sigma: ``(D,)``, or anything that broadcasts to ``(B, D)``; per square root of time.
+
+    Returns:
+        As `gaussian_kick`.
+
+    References:
+        Øksendal (2003), Stochastic Differential Equations, example 5.1.1, without growth.
+    """
     return lambda state, step, noise: state * (sigma * step.sqrt() * noise - sigma.square() * step / 2).exp()
 
 
@@ -104,6 +126,7 @@ def missing_at_random(generator: Generator, shape: torch.Size, missing: float) -
     Raises:
         ValueError: unless ``0 <= missing < 1``.
     """
+    check_numbers(missing=missing)
     if not 0 <= missing < 1:
         message = f"`missing` must be a fraction, 0 <= missing < 1, received {missing}."
         raise ValueError(message)

@@ -7,17 +7,21 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from pyro import poutine
 from pyro.distributions.distribution import Distribution
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
+from pyro.util import check_site_shape
 from torch import Tensor
 
 from ..distributions.kl import site_law
 from ..infer.elbo import PathELBO
 from ..infer.streams import seeded
-from ..infer.traces import TracePair
+from ..infer.traces import TracePair, sampled_traces
 from ..ops.grid import TimeGrid
+from ._model_runs import plate_nesting, scored_sites
 
 __all__ = ["Call", "Pair", "Runs", "SharedNoise", "grids_in", "one_by_one", "path_sites", "refined", "vectorised"]
 
@@ -119,12 +123,23 @@ def vectorised(pair: Pair, call: Call, elbo: PathELBO, refinement: tuple[int, in
         refinement: factor of the grids of `call`, and a multiple that all factors divide.
     """
     if elbo.max_plate_nesting == math.inf:
-        with torch.no_grad(), seeded(_SEED, "guess"):
-            elbo._guess_max_plate_nesting(pair.model, pair.guide, call.args, call.kwargs)
+        elbo.max_plate_nesting = 1 + _nesting(pair, call)
     with torch.no_grad(), seeded(_SEED, "draws"), SharedNoise("all", refinement):
         ((model, guide),) = elbo._get_traces(pair.model, pair.guide, call.args, call.kwargs)
     traces, nesting = TracePair(model, guide), int(elbo.max_plate_nesting)
     return Runs(_values(traces, elbo.num_particles, nesting), [traces], nesting)
+
+
+def _nesting(pair: Pair, call: Call) -> int:
+    """Dimensions of the plates, that of the draws apart, from one run; Pyro's own guess of them writes to its log."""
+    with torch.no_grad(), seeded(_SEED, "guess"), poutine.block():
+        traces = sampled_traces(pair.model, pair.guide, call.args, call.kwargs)
+    if is_validation_enabled():  # as Pyro does, while every dimension must still be a plate
+        for trace in traces:
+            trace.compute_log_prob()
+            for site in scored_sites(trace):
+                check_site_shape(site, math.inf)  # type: ignore[arg-type]
+    return plate_nesting(traces)
 
 
 def one_by_one(pair: Pair, call: Call, elbo: PathELBO, refinement: tuple[int, int]) -> Runs:

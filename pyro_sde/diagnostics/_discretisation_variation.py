@@ -3,7 +3,9 @@ r"""Realised variation of paths against that of the model's diffusion, and incre
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +18,7 @@ from ..distributions.kl import site_law
 from ..distributions.sde_path import SDEPath
 from ..infer.streams import seeded
 from ..infer.traces import TracePair
+from ..ops._arguments import check_floating
 from ._discretisation_runs import Runs, path_sites
 
 __all__ = ["IncrementCheck", "QuadraticVariation", "SiteVariation", "quadratic_variation", "site_variations"]
@@ -36,6 +39,9 @@ class QuadraticVariation(NamedTuple):
         lags: numbers of steps m.
         ratio: R, ``(len(lags), D)``; NaN where the law has no noise.
         standard_error: of the ratio, ``(len(lags), D)``: over draws, or for one draw that of a path of the law.
+
+    References:
+        Barndorff-Nielsen and Shephard (2002), Econometric analysis of realized volatility, JRSS B 64.
     """
 
     lags: tuple[int, ...]
@@ -69,6 +75,9 @@ class IncrementCheck(NamedTuple):
         ratio: mean over draws, ``(D,)``.
         low: 1 % quantile of the same ratio for single draws of the model, ``(D,)``.
         high: 99 % quantile, ``(D,)``.
+
+    Derivation:
+        With y drawn from the model, :math:`E_y\,E[S \mid y] = E[S]`.
     """
 
     ratio: Tensor
@@ -117,6 +126,7 @@ def quadratic_variation(path: Tensor, law: PathDistribution, *, lags: Sequence[i
         Ratios and standard errors.
 
     Raises:
+        TypeError: if `path` is no floating-point tensor, or `law` no path law.
         ValueError: if `path` or `lags` have a wrong shape, or the kernels of the law are not Gaussian.
 
     References:
@@ -135,6 +145,13 @@ def quadratic_variation(path: Tensor, law: PathDistribution, *, lags: Sequence[i
         >>> print(f"{found.ratio[0, 0]:.2f}: {found.verdict(0)[:8]}")
         0.25: smoother
     """
+    check_floating(path=path)
+    if not bool(path.isfinite().all()):
+        msg = "`path` must be finite; a path with gaps has no realised variation."
+        raise ValueError(msg)
+    if not isinstance(law, PathDistribution):
+        msg = f"`law` must be a path law, received {type(law).__name__}."
+        raise TypeError(msg)
     points, size = law.event_shape
     if path.dim() < 3 or path.shape[-2:] != law.event_shape or not _covers(path.shape[:-2], law.batch_shape):
         batch = tuple(law.batch_shape)
@@ -143,9 +160,10 @@ def quadratic_variation(path: Tensor, law: PathDistribution, *, lags: Sequence[i
             f"{tuple(path.shape)}. Unsqueeze a single draw."
         )
         raise ValueError(msg)
-    lags = tuple(lags)
-    if not lags or any(a >= b for a, b in zip((0, *lags), (*lags, points), strict=True)):
-        msg = f"`lags` must be increasing integers from 1 to below the {points} points of a path, received {lags}."
+    given = tuple(lags) if isinstance(lags, Iterable) else ()
+    whole = tuple(int(lag) for lag in given if isinstance(lag, Integral))
+    if not whole or len(whole) < len(given) or any(a >= b for a, b in pairwise((0, *whole, points))):
+        msg = f"`lags` must be increasing integers from 1 to below the {points} points of a path, received {lags!r}."
         raise ValueError(msg)
     with torch.no_grad():
         variance = _step_variance(law, path)
@@ -155,7 +173,7 @@ def quadratic_variation(path: Tensor, law: PathDistribution, *, lags: Sequence[i
                 "Pass the SDEPath of the same SDE with the default solver."
             )
             raise ValueError(msg)
-        return _ratios(lags, [_sums(path, variance, lag) for lag in lags])
+        return _ratios(whole, [_sums(path, variance, lag) for lag in whole])
 
 
 def _covers(shape: torch.Size, batch: torch.Size) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ __all__ = [
     "Points",
     "SHADE",
     "add_legend",
+    "check_fan",
     "finite_points",
     "marker_style",
     "numpy_of",
+    "running_median",
 ]
 
 # Blue and orange stay apart for every kind of colour blindness, and in grey: the orange is lighter and hollow.
@@ -55,10 +58,23 @@ def add_legend(ax: Any) -> None:  # noqa: ANN401 (matplotlib axes)
             line.set_markersize(max(line.get_markersize(), 3.5))
 
 
+def check_fan(name: str, axis: Tensor, drawn: str, curves: Tensor) -> None:
+    """Raise ValueError unless an axis ``(T,)`` is finite, and at each of its points one of ``(S, T)`` is a number."""
+    if not axis.numel() or not bool(axis.isfinite().all()):
+        msg = f"`{name}` must be finite, and one at least, to be the axis of a picture."
+        raise ValueError(msg)
+    if bool(curves.reshape(-1, len(axis)).isnan().all(0).any()):
+        msg = f"`{drawn}` must hold a number at all `{name}`; leave out those at which every draw is NaN."
+        raise ValueError(msg)
+
+
 def finite_points(points: Points | None, name: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Finite points as arrays."""
     if points is None:
         return None
+    if not isinstance(points, tuple | list) or len(points) != 2 or not all(isinstance(part, Tensor) for part in points):
+        msg = f"`{name}` must be a pair of tensors, times (n,) and values (n,), received {type(points).__name__}."
+        raise TypeError(msg)
     times, values = points
     if times.dim() != 1 or values.shape != times.shape:
         msg = (
@@ -88,6 +104,14 @@ def marker_style(count: int, held_out: bool) -> dict[str, Any]:
     if held_out:
         return {"marker": "D", "ls": "", "mfc": "white", "mec": color, "mew": 1.1, "ms": size + 0.6, "zorder": 7}
     return {"marker": "o", "ls": "", "color": color, "ms": size, "mew": 0, "zorder": 6}
+
+
+def running_median(values: np.ndarray, width: int) -> np.ndarray:
+    """Median of the last `width` values, NaN left out; a gap where there is nothing else."""
+    padded = np.concatenate([np.full(width - 1, np.nan), values])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, width), axis=-1)
 
 
 def numpy_of(tensor: Tensor) -> np.ndarray:

@@ -11,16 +11,26 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta, MaskedDistribution, Unit
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent
 
 from ..distributions.kl import site_law
 from ..infer.streams import seeded
-from ..infer.traces import sampled_traces
+from ..infer.traces import TracePair, sampled_traces
+from ..ops._arguments import check_whole
 from ..ops.grid import TimeGrid
 
-__all__ = ["ModelRuns", "SiteGroups", "evaluation", "guide_runs", "sample_runs", "site_groups"]
+__all__ = [
+    "ModelRuns",
+    "SiteGroups",
+    "evaluation",
+    "guide_runs",
+    "plate_nesting",
+    "sample_runs",
+    "scored_sites",
+    "site_groups",
+]
 
 Model = Callable[..., Any]
 
@@ -57,12 +67,25 @@ def evaluation(seed: int | None) -> Iterator[None]:
         yield
 
 
+def scored_sites(trace: Trace) -> list[Any]:
+    """Sample sites of a trace, without those that only choose a subsample."""
+    return [site for site in prune_subsample_sites(trace).nodes.values() if site["type"] == "sample"]
+
+
+def plate_nesting(pair: TracePair) -> int:
+    """Number of dimensions that the plates of model and guide take."""
+    dims = [f.dim for trace in pair for site in scored_sites(trace) for f in site["cond_indep_stack"] if f.vectorized]
+    return -min(dims, default=0)
+
+
 def guide_runs(model: Model, guide: Model, num_samples: int, args: tuple, kwargs: Mapping[str, Any]) -> ModelRuns:
     """The model replayed on `num_samples` runs of the guide.
 
     Raises:
-        ValueError: if `num_samples` is not positive.
+        TypeError: if `num_samples` is no whole number.
+        ValueError: if it is not positive.
     """
+    check_whole(num_samples=num_samples)
     if num_samples < 1:
         msg = f"`num_samples` must be at least 1, received {num_samples}."
         raise ValueError(msg)

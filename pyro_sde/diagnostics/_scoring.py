@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops._arguments import check_real
 from .base import broadcast_mask
 
 __all__ = ["Score", "average", "rows", "select"]
@@ -34,7 +35,14 @@ class Score(NamedTuple):
 
 
 def select(values: Tensor, target: Tensor, mask: Tensor | None, name: str) -> tuple[Tensor, Tensor]:
-    """Scored entries in float64: ``(n,)`` or ``(S, n)`` from `values`, ``(n,)`` from `target`."""
+    """Scored entries in float64: ``(n,)`` or ``(S, n)`` from `values`, ``(n,)`` from `target`.
+
+    Raises:
+        TypeError: if one of them is no tensor of real numbers.
+        ValueError: if shapes disagree, there is no draw, nothing is scored, or a scored entry is NaN or, but for
+            log-densities, infinite.
+    """
+    check_real(**{name: values, "target": target})
     sampled = name != "prediction"
     if values.dim() != target.dim() + sampled or values.shape[sampled:] != target.shape:
         expected = ", ".join(str(size) for size in target.shape)
@@ -43,14 +51,19 @@ def select(values: Tensor, target: Tensor, mask: Tensor | None, name: str) -> tu
             f"{tuple(target.shape)}, received {tuple(values.shape)}."
         )
         raise ValueError(msg)
+    if sampled and len(values) == 0:
+        msg = f"`{name}` must hold one draw at least, received shape {tuple(values.shape)}."
+        raise ValueError(msg)
     scored = broadcast_mask(mask, target.shape).to(target.device)
     if not scored.any():
         msg = "`mask` selects no observation, so there is nothing to score."
         raise ValueError(msg)
     chosen, observed = values.detach()[..., scored].double(), target.detach()[scored].double()
     for label, tensor in ((name, chosen), ("target", observed)):
-        if tensor.isnan().any():
-            msg = f"`{label}` is NaN at {int(tensor.isnan().sum())} scored entries. Set `mask` to False there."
+        bad = tensor.isnan() if name == "log_likelihood_samples" else ~tensor.isfinite()
+        if bad.any():
+            kind = "NaN" if tensor.isnan().any() else "infinite"
+            msg = f"`{label}` is {kind} at {int(bad.sum())} scored entries. Set `mask` to False there."
             raise ValueError(msg)
     return chosen, observed
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops._arguments import check_real, check_tensors, check_whole
+
 __all__ = ["Baseline", "GaussianPrediction", "PackedSeries", "broadcast_mask"]
 
 # Predictive variances never fall below (1e-6 x scale of the series)^2, so a constant series has a finite density.
@@ -41,8 +43,10 @@ class GaussianPrediction(NamedTuple):
             The draws; neighbouring times are independent, so these are not paths.
 
         Raises:
-            ValueError: if `num_samples` is not positive.
+            TypeError: if `num_samples` is no whole number.
+            ValueError: if it is not positive.
         """
+        check_whole(num_samples=num_samples)
         if num_samples < 1:
             msg = f"`num_samples` must be at least 1, received {num_samples}."
             raise ValueError(msg)
@@ -78,13 +82,15 @@ def broadcast_mask(mask: Tensor | None, shape: torch.Size) -> Tensor:
         shape: shape of the values that are masked.
 
     Returns:
-        Bool tensor of exactly `shape`; the caller owns the device.
+        Bool tensor of the shape `shape`; the caller owns the device.
 
     Raises:
+        TypeError: if `mask` is no tensor.
         ValueError: if `mask` is not bool or does not broadcast.
     """
     if mask is None:
         return torch.ones(shape, dtype=torch.bool)
+    check_tensors(mask=mask)
     if mask.dtype != torch.bool:
         msg = f"`mask` must be bool (True = valid), received {mask.dtype}. Pass `mask.bool()`."
         raise ValueError(msg)
@@ -133,11 +139,16 @@ class PackedSeries:
             The packed rows.
 
         Raises:
-            ValueError: if shapes disagree, a valid time or value is not finite, valid times do not increase, or a
-                row has fewer than `least` valid observations.
+            TypeError: if times or values are no tensors of real numbers.
+            ValueError: if shapes disagree, there is no series, a valid time or value is not finite, valid times do not
+                increase, or a row has fewer than `least` valid observations.
         """
+        check_real(times=times, values=values)
         if values.dim() < 2:
             msg = f"`values` must have shape (*batch, N, O), received {tuple(values.shape)}. Unsqueeze the channel."
+            raise ValueError(msg)
+        if values.numel() == 0:
+            msg = f"`values` must hold a series, a time and a channel at least, received shape {tuple(values.shape)}."
             raise ValueError(msg)
         observed = broadcast_mask(mask, values.shape).to(values.device).transpose(-1, -2)  # (*batch, O, N)
         try:
@@ -185,8 +196,10 @@ class PackedSeries:
             ``(*batch, O, Q)``.
 
         Raises:
+            TypeError: if `times` is no tensor of real numbers.
             ValueError: if `times` is not finite or does not broadcast to the fitted batch.
         """
+        check_real(times=times)
         batch = self.times.shape[:-2]
         if not times.isfinite().all():
             msg = "`times` has NaN or infinite entries; a prediction needs finite times."

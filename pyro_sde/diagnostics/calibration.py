@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
 import pyro
@@ -11,6 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..infer.streams import seeded
+from ..ops._arguments import check_whole
 
 __all__ = ["RankStatistics", "path_deviation", "simulation_based_calibration"]
 
@@ -45,6 +47,7 @@ class RankStatistics(NamedTuple):
         Raises:
             ValueError: if it is not.
         """
+        _check_level(level)
         cut = _whole((1 - level) / 2 * (self.num_draws + 1), level, self.num_draws)
         inside = {name: (rank >= cut) & (rank <= self.num_draws - cut) for name, rank in self.ranks.items()}
         return {name: value.double().mean(0) for name, value in inside.items()}
@@ -61,6 +64,7 @@ class RankStatistics(NamedTuple):
         Raises:
             ValueError: if it is not.
         """
+        _check_level(level)
         cut = _whole(level * (self.num_draws + 1), level, self.num_draws)
         return {name: (rank < cut).double().mean(0) for name, rank in self.ranks.items()}
 
@@ -77,11 +81,15 @@ class RankStatistics(NamedTuple):
 
         Raises:
             ValueError: if it is not a divisor, or none is left for so few simulations.
+
+        References:
+            Pearson (1900), On the criterion that a given system of deviations ..., Philosophical Magazine 50.
         """
         runs = len(next(iter(self.ranks.values())))
         values = self.num_draws + 1
         if bins is None:
             bins = max(b for b in range(1, min(20, max(runs // 10, 1)) + 1) if values % b == 0)
+        check_whole(bins=bins)
         if bins < 2 or values % bins:
             msg = (
                 f"`bins` must be at least 2 and divide L + 1 = {values}, received or found {bins}. Choose L so that "
@@ -137,6 +145,7 @@ def simulation_based_calibration(
         Ranks of every statistic. Ties are broken at random.
 
     Raises:
+        TypeError: if a number is no whole one.
         ValueError: if a number is out of range, the model has no site of a name in `observed`, or a draw has another
             shape than the truth.
 
@@ -145,6 +154,7 @@ def simulation_based_calibration(
         simulation-based calibration, arXiv 1804.06788, algorithm 1; Modrak et al. (2023), Simulation-based calibration
         checking for Bayesian computation: the choice of test quantities shapes sensitivity, arXiv 2211.02383.
     """
+    check_whole(num_simulations=num_simulations, num_draws=num_draws)
     if num_simulations < 20 or num_draws < 1:
         msg = (
             "`num_simulations` must be at least 20 and `num_draws` at least 1, received "
@@ -174,6 +184,10 @@ def path_deviation(name: str = "z") -> Callable[[Draws], Tensor]:
 
     Args:
         name: path site, ``(1 + L, *batch, T, D)``; the statistic has the shape ``(1 + L, *batch)``.
+
+    References:
+        Montiel Olea and Plagborg-Møller (2019), Simultaneous confidence bands: theory, implementation, and an
+        application to SVARs, Journal of Applied Econometrics 34 (sup-t bands).
     """
 
     def statistic(latents: Draws) -> Tensor:
@@ -225,6 +239,12 @@ def _rank(values: Tensor) -> Tensor:
 
 def _itself(name: str) -> Callable[[Draws], Tensor]:
     return lambda latents: latents[name]
+
+
+def _check_level(level: object) -> None:
+    if not isinstance(level, Real):
+        msg = f"`level` must be a number between 0 and 1, received {type(level).__name__}."
+        raise TypeError(msg)
 
 
 def _whole(value: float, level: float, num_draws: int) -> int:

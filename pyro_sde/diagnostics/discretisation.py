@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..infer.elbo import PathELBO
+from ..ops._arguments import is_finite
 from ._discretisation_fit import Estimate, StepFit, fit_steps, largest_step
 from ._discretisation_gradients import GradientRow, gradient_rows
 from ._discretisation_report import DiscretisationReport, StepPoint
@@ -102,7 +103,7 @@ def discretisation(
         >>> [point.step for point in report.points]
         [0.25, 0.125, 0.0625]
     """
-    factors = _check(tuple(factors), num_particles, tolerance)
+    factors = _check(factors, num_particles, tolerance)
     pair, call = Pair(model, guide), Call(args, kwargs)
     steps = _steps(call, factors)
     runs, notes = _runs(pair, call, kl, num_particles, factors)
@@ -132,15 +133,16 @@ def discretisation(
     )
 
 
-def _check(factors: tuple[int, ...], num_particles: int, tolerance: float) -> tuple[int, ...]:
-    whole = all(isinstance(factor, int) and factor >= 1 for factor in factors)
+def _check(factors: Sequence[int], num_particles: int, tolerance: float) -> tuple[int, ...]:
+    factors = tuple(factors) if isinstance(factors, Sequence) else (factors,)
+    whole = all(isinstance(factor, int) and not isinstance(factor, bool) and factor >= 1 for factor in factors)
     if len(factors) < 2 or not whole or any(a >= b for a, b in zip(factors, factors[1:], strict=False)):
         msg = f"`factors` must be at least two increasing positive integers, such as (1, 2, 4), received {factors}."
         raise ValueError(msg)
-    if not isinstance(num_particles, int) or num_particles < 2:
+    if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 2:
         msg = f"`num_particles` must be an integer of at least 2, for a standard error, received {num_particles!r}."
         raise ValueError(msg)
-    if not (tolerance > 0 and math.isfinite(tolerance)):
+    if not (is_finite(tolerance) and tolerance > 0):
         msg = f"`tolerance` must be a positive number of nats per series, received {tolerance!r}."
         raise ValueError(msg)
     return factors
@@ -168,32 +170,47 @@ def _runs(
     """Runs on every grid, and notes on how they were made."""
     finest = math.lcm(*factors)
     elbo = PathELBO(kl, num_particles=num_particles, vectorize_particles=True)
-    run, notes = vectorised, []
-    found: list[Runs] = []
-    for factor in factors:
-        finer = refined(call, factor)
+    first, run = _first(pair, refined(call, factors[0]), elbo, (factors[0], finest))
+    notes = []
+    if run is one_by_one:
+        notes.append("the pair does not run with its draws as one plate, so they were made one by one")
+    if not path_sites(first.traces[0]):
+        msg = "model and guide have no latent path site, so there is nothing that depends on the step."
+        raise ValueError(msg)
+    found = [first]
+    for factor in factors[1:]:
         try:
-            try:
-                found.append(run(pair, finer, elbo, (factor, finest)))
-            except (IndexError, RuntimeError, ValueError):
-                if run is one_by_one or found:
-                    raise
-                run = one_by_one
-                found.append(run(pair, finer, elbo, (factor, finest)))
-                notes.append("the pair does not run with its draws as one plate, so they were made one by one")
+            found.append(run(pair, refined(call, factor), elbo, (factor, finest)))
         except (RuntimeError, ValueError) as error:
-            if not found:
-                raise
             reason = str(error).splitlines()[0]
             msg = (
                 f"model and guide run on the grid given, but not with its steps cut in {factor}: {reason} Nothing in "
                 "them may depend on the number of steps: no parameter per solver step, inputs made from the grid."
             )
             raise ValueError(msg) from error
-        if not path_sites(found[-1].traces[0]):
-            msg = "model and guide have no latent path site, so there is nothing that depends on the step."
-            raise ValueError(msg)
     return found, notes
+
+
+def _first(
+    pair: Pair, call: Call, elbo: PathELBO, refinement: tuple[int, int]
+) -> tuple[Runs, Callable[[Pair, Call, PathELBO, tuple[int, int]], Runs]]:
+    """Runs on the grid given, and the way of making them that works."""
+    try:
+        return vectorised(pair, call, elbo, refinement), vectorised
+    except (IndexError, RuntimeError, ValueError) as error:
+        failure = error  # outside of this block nothing is chained to it
+    if isinstance(failure, ValueError) and _takes_a_plate(pair, call, elbo, refinement):
+        raise failure  # of a value, such as a path that grows without limit, not of a shape
+    return one_by_one(pair, call, elbo, refinement), one_by_one
+
+
+def _takes_a_plate(pair: Pair, call: Call, elbo: PathELBO, refinement: tuple[int, int]) -> bool:
+    """Whether two draws can be made as one plate."""
+    try:
+        vectorised(pair, call, PathELBO(elbo.kl, num_particles=2, vectorize_particles=True), refinement)
+    except (IndexError, RuntimeError, ValueError):
+        return False
+    return True
 
 
 def _estimate(runs: Runs) -> Estimate:

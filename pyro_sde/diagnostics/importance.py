@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ..infer.traces import TracePair, sampled_traces
-from ._model_runs import evaluation
+from ..ops._arguments import check_whole
+from ._model_runs import evaluation, plate_nesting, scored_sites
 from .arviz import pareto_smooth
 
 __all__ = ["ImportanceCheck", "importance_check"]
@@ -81,6 +80,7 @@ def importance_check(
 
     Raises:
         ImportError: if ArviZ is not installed.
+        TypeError: if `num_samples` is no whole number.
         ValueError: if `num_samples` is too small, a plate is subsampled, or a weight is NaN.
 
     References:
@@ -94,13 +94,14 @@ def importance_check(
         >>> bool(importance_check(model, guide, seed=0).reliable)
         True
     """
+    check_whole(num_samples=num_samples)
     if num_samples < 100:
         msg = f"`num_samples` must be at least 100 to see a tail, received {num_samples}."
         raise ValueError(msg)
     options = dict(kwargs or {})
     with evaluation(seed):
         if vectorize_particles:
-            dim = -1 - _plate_nesting(sampled_traces(model, guide, args, options))
+            dim = -1 - plate_nesting(sampled_traces(model, guide, args, options))
             plate = pyro.plate(_PLATE, num_samples, dim=dim)
             weights = _log_weights(sampled_traces(plate(model), plate(guide), args, options))
             weights = weights.expand(num_samples, *weights.shape[1:])
@@ -116,21 +117,12 @@ def importance_check(
     return ImportanceCheck(shape, 1 / smoothed.exp().square().sum(0), evidence.cpu(), smoothed)
 
 
-def _sites(trace: Trace) -> list[Any]:
-    return [site for site in prune_subsample_sites(trace).nodes.values() if site["type"] == "sample"]
-
-
-def _plate_nesting(pair: TracePair) -> int:
-    dims = [f.dim for trace in pair for site in _sites(trace) for f in site["cond_indep_stack"] if f.vectorized]
-    return -min(dims, default=0)
-
-
 def _log_weights(pair: TracePair) -> Tensor:
     """Log ratio of model and guide, summed over all dimensions but those of the plates that every site is in."""
     terms: list[tuple[float, Any]] = []
     for sign, trace in ((1.0, pair.model), (-1.0, pair.guide)):
         trace.compute_log_prob()
-        terms += [(sign, site) for site in _sites(trace)]
+        terms += [(sign, site) for site in scored_sites(trace)]
     for _, site in terms:
         if isinstance(site["scale"], Tensor) or site["scale"] != 1:
             msg = (

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..ops._arguments import check_real, is_finite
 from ._scoring import Score, average, rows, select
 
 __all__ = [
@@ -38,7 +39,8 @@ def rmse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Scor
         The score over all scored entries.
 
     Raises:
-        ValueError: if shapes disagree, nothing is scored, or a scored entry is NaN.
+        TypeError: if an argument is no tensor of real numbers.
+        ValueError: if shapes disagree, nothing is scored, or a scored entry is not finite.
 
     Example:
         >>> rmse(torch.tensor([[1.0], [2.0]]), torch.tensor([[4.0], [-1.0]]))
@@ -63,7 +65,8 @@ def mae(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Score
         The score over all scored entries.
 
     Raises:
-        ValueError: if shapes disagree, nothing is scored, or a scored entry is NaN.
+        TypeError: if an argument is no tensor of real numbers.
+        ValueError: if shapes disagree, nothing is scored, or a scored entry is not finite.
     """
     predicted, observed = select(prediction, target, mask, "prediction")
     return average((predicted - observed).abs())
@@ -86,8 +89,9 @@ def interval_coverage(samples: Tensor, target: Tensor, mask: Tensor | None = Non
         The score, a share between 0 and 1.
 
     Raises:
-        ValueError: if shapes disagree, nothing is scored, a scored entry is NaN, `level` is out of range, or there
-            are too few samples for the interval to end inside them.
+        TypeError: if an argument is no tensor of real numbers.
+        ValueError: if shapes disagree, nothing is scored, a scored entry is not finite, `level` is out of range, or
+            there are too few samples for the interval to end inside them.
 
     References:
         Hyndman and Fan (1996), Sample quantiles in statistical packages, The American Statistician 50(4).
@@ -123,7 +127,7 @@ def interval_score(samples: Tensor, target: Tensor, mask: Tensor | None = None, 
     draws, observed = select(samples, target, mask, "samples")
     lower, upper = _interval(draws, level)
     missed = (lower - observed).clamp(min=0) + (observed - upper).clamp(min=0)
-    return average(upper - lower + 2 / (1 - level) * missed)
+    return average(upper - lower + 2 / (1 - float(level)) * missed)
 
 
 def log_predictive_density(log_likelihood_samples: Tensor, mask: Tensor | None = None) -> Score:
@@ -136,25 +140,26 @@ def log_predictive_density(log_likelihood_samples: Tensor, mask: Tensor | None =
     Args:
         log_likelihood_samples: log-density of every observation under every posterior draw, ``(S, *batch, N)`` if
             the channels are summed, ``(S, *batch, N, O)`` if not; an entry is an observation. Anything where masked.
-        mask: bool, the shape without S, or without S and O; True = scored; None = all.
+        mask: bool ``(*batch, N)``, or ``(*batch, N, O)`` if the channels are not summed, True = scored; None = all.
 
     Returns:
         The score over all scored observations.
 
     Raises:
-        ValueError: if the shapes disagree, nothing is scored, or a scored entry is NaN.
+        ValueError: if the shapes disagree, nothing is scored, or a scored entry is not finite.
 
     References:
         Gelman, Hwang and Vehtari (2014), Understanding predictive information criteria, eq. (5) (lppd),
         arXiv:1307.5928.
     """
+    check_real(log_likelihood_samples=log_likelihood_samples)
     if log_likelihood_samples.dim() < 2:
         msg = (
             "`log_likelihood_samples` must have shape (S, *batch, N) or (S, *batch, N, O), received "
             f"{tuple(log_likelihood_samples.shape)}. Unsqueeze the sample dimension on the left."
         )
         raise ValueError(msg)
-    anything = torch.zeros_like(log_likelihood_samples[0])
+    anything = log_likelihood_samples.new_zeros(log_likelihood_samples.shape[1:])
     draws, _ = select(log_likelihood_samples, anything, mask, "log_likelihood_samples")
     return average(draws.logsumexp(0) - math.log(draws.shape[0]))
 
@@ -174,7 +179,8 @@ def crps_samples(samples: Tensor, target: Tensor, mask: Tensor | None = None) ->
         The score over all scored entries.
 
     Raises:
-        ValueError: if shapes disagree, nothing is scored, a scored entry is NaN, or there is one sample only.
+        TypeError: if an argument is no tensor of real numbers.
+        ValueError: if shapes disagree, nothing is scored, a scored entry is not finite, or there is one sample only.
 
     References:
         Ferro (2014), Fair scores for ensemble forecasts, eq. (8); Gneiting and Raftery (2007), Strictly proper
@@ -212,8 +218,9 @@ def energy_score(
         The score over all vectors; `count` is their number.
 
     Raises:
-        ValueError: if shapes disagree, nothing is scored, a scored entry is NaN, there is one sample only, or `joint`
-            is another word.
+        TypeError: if an argument is no tensor of real numbers.
+        ValueError: if shapes disagree, nothing is scored, a scored entry is not finite, there is one sample only, or
+            `joint` is another word.
 
     References:
         Gneiting and Raftery (2007), Strictly proper scoring rules, prediction, and estimation, eq. (22), with beta = 1.
@@ -237,10 +244,11 @@ def energy_score(
 
 def _interval(draws: Tensor, level: float) -> tuple[Tensor, Tensor]:
     """Ends of the central interval of draws ``(S, n)``: order statistics at positions p (S + 1), interpolated."""
-    if not 0 < level < 1:
-        msg = f"`level` must lie strictly between 0 and 1, received {level}."
+    if not is_finite(level) or not 0 < level < 1:
+        msg = f"`level` must lie strictly between 0 and 1, received {level!r}."
         raise ValueError(msg)
     size = draws.shape[0]
+    level = float(level)
     position = (1 - level) / 2 * (size + 1)
     if position < 1 - 1e-9:
         msg = (

@@ -13,6 +13,7 @@ from ..distributions.multiscale_path import MultiScalePath
 from ..infer.elbo import PathELBO
 from ..infer.mixing import FinePaths, contraction_rates
 from ..infer.randomised_correction import SimulatedGaps
+from ..ops._arguments import check_whole
 
 __all__ = ["FineSite", "MultiScaleReport", "multiscale_report"]
 
@@ -87,12 +88,17 @@ def multiscale_report(
         num_samples: n, ``>= 2``.
 
     Raises:
+        TypeError: if `num_samples` is no whole number.
         ValueError: if `num_samples` is less than 2, or the guide has no `MultiScalePath`.
 
     Note:
         Common noise comes from the CPU generator. Elsewhere the estimate is right too, with a larger error.
+
+    Definition:
+        The bias is the mean of :math:`L_{\text{skip}} - L_{\text{full}}`, which `RandomisedCorrection` removes.
     """
-    if not num_samples >= 2:
+    check_whole(num_samples=num_samples)
+    if num_samples < 2:
         msg = f"`num_samples` must be at least 2, for a standard error; received {num_samples}."
         raise ValueError(msg)
     elbo = PathELBO() if elbo is None else elbo

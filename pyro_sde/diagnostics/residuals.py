@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops._arguments import check_real, check_whole
 from ._scoring import select
 from .base import broadcast_mask
 
@@ -45,12 +46,15 @@ def pit(samples: Tensor, target: Tensor, mask: Tensor | None = None, *, seed: in
         u, ``(*batch, N, O)`` in float64; NaN where masked.
 
     Raises:
-        ValueError: if shapes disagree, the mask selects nothing, or an observed entry is NaN.
+        TypeError: if samples or target are no tensors of real numbers, or `seed` no whole number.
+        ValueError: if shapes disagree, there is no draw, the mask selects nothing, or an observed entry is not finite.
 
     References:
         Czado, Gneiting, Held (2009), Predictive model assessment for count data, Biometrics 65, section 2.1
         (randomised form).
     """
+    if seed is not None:
+        check_whole(seed=seed)
     draws, observed = select(samples, target, mask, "samples")
     below, equal = (draws < observed).sum(0), (draws == observed).sum(0)
     generator = None if seed is None else torch.Generator(observed.device).manual_seed(seed)
@@ -104,6 +108,7 @@ def ljung_box(residuals: Tensor, mask: Tensor | None = None, *, lags: int = 10, 
         Statistic and p-value of every series and channel.
 
     Raises:
+        TypeError: if `residuals` is no tensor of real numbers, or a number no whole one.
         ValueError: if `residuals` has fewer than 2 dimensions or no more than `lags` times, an observed one is not
             finite, or `lags` or `fitted` is out of range.
 
@@ -112,10 +117,12 @@ def ljung_box(residuals: Tensor, mask: Tensor | None = None, *, lags: int = 10, 
         (1992), A note on the Ljung-Box-Pierce portmanteau statistic with missing data, Statistics and Probability
         Letters 13.
     """
+    check_real(residuals=residuals)
+    check_whole(lags=lags, fitted=fitted)
     if not 0 <= fitted < lags:
         msg = f"`lags` must be at least 1 and `fitted` satisfy 0 <= fitted < lags, received {lags} and {fitted}."
         raise ValueError(msg)
-    if residuals.dim() < 2 or residuals.shape[-2] <= lags:
+    if residuals.dim() < 2 or residuals.shape[-2] <= lags or residuals.numel() == 0:
         msg = (
             f"`residuals` must have shape (*batch, N, O) with N > {lags} = `lags`, received {tuple(residuals.shape)}. "
             "Time is the second last dimension."

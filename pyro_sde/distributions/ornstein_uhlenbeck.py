@@ -9,6 +9,7 @@ from pyro.distributions import Normal
 from torch import Tensor
 from torch.distributions import constraints
 
+from ..ops._arguments import check_floating, check_real
 from ..ops.grid import TimeGrid
 from ..sde.independent import OrnsteinUhlenbeck
 from .sde_path import SDEPath
@@ -31,6 +32,13 @@ class OrnsteinUhlenbeckPath(SDEPath):
     Shape:
         event shape ``(T, D)``.
 
+    Raises:
+        TypeError: if an argument is no floating-point tensor (times may be whole numbers).
+        ValueError: if shapes do not fit, times do not increase, or a value is out of its range.
+
+    References:
+        Särkkä and Solin (2019), Applied Stochastic Differential Equations, example 6.2.
+
     Example:
         >>> one = torch.ones(1)
         >>> OrnsteinUhlenbeckPath(one, one, 0 * one, torch.tensor([0.0, 0.5, 1.0])).sample().shape
@@ -47,7 +55,17 @@ class OrnsteinUhlenbeckPath(SDEPath):
     def __init__(
         self, theta: Tensor, sigma: Tensor, loc: Tensor, times: Tensor, *, validate_args: bool | None = None
     ) -> None:
-        self.theta, self.sigma, self.loc = torch.broadcast_tensors(theta, sigma, loc)
+        check_floating(theta=theta, sigma=sigma, loc=loc)
+        check_real(times=times)  # whole numbers too, as in `TimeGrid`
+        try:
+            self.theta, self.sigma, self.loc = torch.broadcast_tensors(theta, sigma, loc)
+        except RuntimeError as error:
+            shapes = ", ".join(str(tuple(part.shape)) for part in (theta, sigma, loc))
+            msg = f"`theta`, `sigma` and `loc` must broadcast to (*batch, D), received {shapes}."
+            raise ValueError(msg) from error
+        if self.theta.dim() < 1 or self.theta.shape[-1] < 1:
+            msg = f"`theta`, `sigma` and `loc` must have shape (*batch, D), received {tuple(self.theta.shape)}."
+            raise ValueError(msg)
         self.times = times
         initial = Normal(self.loc, self.sigma / (2 * self.theta).sqrt(), validate_args=False).to_event(1)
         sde = OrnsteinUhlenbeck(self.theta, self.sigma, self.loc)

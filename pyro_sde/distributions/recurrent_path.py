@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ..ops._arguments import check_floating
 from ..ops.layout import time_first
 from ._markov_checks import check_lengths
 from ._markov_steps import DenseSteps, moving_steps
@@ -66,6 +67,14 @@ class RecurrentPath(PathDistribution):
         context: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> None:
+        if not isinstance(memory, nn.GRU) or not callable(head):
+            what = f"{type(memory).__name__} and {type(head).__name__}"
+            msg = f"`memory` must be a torch.nn.GRU and `head` a function of its states, received {what}."
+            raise TypeError(msg)
+        check_floating(start=start, inputs=inputs)
+        if start.dim() < 1 or start.shape[-1] != memory.hidden_size or start.dim() > 2:
+            msg = f"`start` must have shape ({memory.hidden_size},), a state of the memory; got {tuple(start.shape)}."
+            raise ValueError(msg)
         if inputs.dim() != 3 or (context is not None and context.shape[:2] != inputs.shape[:2]):
             rows = None if context is None else tuple(context.shape)
             msg = f"`inputs` and `context` must have shape (B, T, .), received {tuple(inputs.shape)} and {rows}."

@@ -7,6 +7,8 @@ import abc
 import torch
 from torch import Tensor
 
+from ..ops._arguments import check_numbers
+
 __all__ = ["ImportanceTimes", "LowDiscrepancyTimes", "StratifiedTimes", "TimeSampler", "UniformTimes"]
 
 _GOLDEN = 0.6180339887498949
@@ -33,7 +35,7 @@ class TimeSampler(abc.ABC):
         """Times and weights ``(R, *batch)``, with dtype and device of `like`."""
 
     def learn(self, u: Tensor, rate: Tensor) -> None:  # noqa: B027 (most samplers learn nothing)
-        """Told the integrand at the times of the last draw, after they have been used."""
+        """Told the integrand at the times of the last draw, both ``(R, *batch)``, after they have been used."""
 
     def __repr__(self) -> str:
         """Class and number of times."""
@@ -99,6 +101,7 @@ class ImportanceTimes(TimeSampler):
         if isinstance(num_bins, bool) or not isinstance(num_bins, int) or num_bins < 1:
             msg = f"`num_bins` must be an integer >= 1, received {num_bins!r}."
             raise ValueError(msg)
+        check_numbers(uniform=uniform, decay=decay)
         if not 0 < uniform <= 1:
             msg = f"`uniform` must be a number in (0, 1], received {uniform!r}: weights are bounded by its inverse."
             raise ValueError(msg)

@@ -13,6 +13,8 @@ from ..distributions.markov_path import MarkovPath
 from ..nn.base import check_positive
 from ..nn.gated_transition import SCALE_FLOOR
 from ..nn.packed_rnn import PackedRNN, Packing
+from ..ops._arguments import check_numbers
+from ._step_values import observed_values
 
 __all__ = ["CombinerGuide"]
 
@@ -83,6 +85,9 @@ class CombinerGuide(nn.Module):
         if structure not in _STRUCTURES:
             msg = f"`structure` must be one of {', '.join(sorted(_STRUCTURES))}; received {structure!r}."
             raise ValueError(msg)
+        for name, size in (("value_dim", value_dim), ("state_dim", state_dim), ("hidden", hidden)):
+            check_positive(name, size)  # before weights are drawn
+        check_numbers(dropout=dropout)
         if not 0 <= dropout < 1:
             msg = f"`dropout` must satisfy 0 <= dropout < 1, received {dropout}."
             raise ValueError(msg)
@@ -92,7 +97,7 @@ class CombinerGuide(nn.Module):
         self.structure, self.dropout = structure, dropout
         sides, structured = _STRUCTURES[structure]
         self.readers = nn.ModuleDict({side: PackedRNN(value_dim, hidden, reverse=side == "right") for side in sides})
-        self.from_state = nn.Linear(check_positive("state_dim", state_dim), hidden) if structured else None
+        self.from_state = nn.Linear(state_dim, hidden) if structured else None
         self.share = 1 / (len(sides) + structured)
         self.head = nn.Linear(hidden, 2 * state_dim)
         self.start = nn.Parameter(torch.zeros(state_dim))
@@ -126,11 +131,7 @@ class CombinerGuide(nn.Module):
         Raises:
             ValueError: if shapes do not fit.
         """
-        if values.dim() != 3 or values.shape[-2] != prior.length:
-            msg = f"`values` must have shape (B, {prior.length}, O), as long as the prior; got {tuple(values.shape)}."
-            raise ValueError(msg)
-        if mask is not None:
-            values = torch.where(mask if mask.dim() == 3 else mask.unsqueeze(-1), values, values.new_zeros(()))
+        values = observed_values(values, mask, prior.length)
         lengths = prior.lengths
         everywhere = torch.full(values.shape[:1], prior.length, device=values.device)
         packing = Packing.of(everywhere if lengths is None else lengths.expand(len(values)), prior.length)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..distributions.base import PathDistribution
 from ..distributions.gaussian_path import GaussianPath
-from ..nn.base import Encoder, check_observations, check_positive
+from ..nn.base import Encoder, check_observations, check_positive, check_widths
 from ..nn.mlp import MLP
+from ..ops._arguments import check_numbers
 from ..ops.grid import TimeGrid
 from ..ops.linear_observations import LinearObservations
 from ..sde.linear import LinearSDE
@@ -59,12 +60,16 @@ class FreeSites(nn.Module):
         self, count: int, state_dim: int, batch_shape: tuple[int, ...] = (), *, precision: float = 1e-3
     ) -> None:
         super().__init__()
-        shape = (*batch_shape, check_positive("count", count), check_positive("state_dim", state_dim))
+        shape = (
+            *check_widths("batch_shape", batch_shape),
+            check_positive("count", count),
+            check_positive("state_dim", state_dim),
+        )
         self.value = nn.Parameter(torch.zeros(shape))
         self.log_precision = nn.Parameter(torch.full(shape, _start(precision)))
 
     def forward(self, grid: TimeGrid, values: Tensor | None, mask: Tensor | None) -> PseudoObservations:
-        """The parameters, whatever the arguments."""
+        """The parameters, ``(*batch_shape, P, D)``, whatever the arguments."""
         del grid, values, mask
         return PseudoObservations(self.value, _precision(self.log_precision))
 
@@ -91,8 +96,8 @@ class ObservedSites(nn.Module):
     ) -> None:
         super().__init__()
         self.value_dim = check_positive("value_dim", value_dim)
+        start = torch.tensor([0.0, _start(precision)])  # checked before weights are drawn
         self.net = MLP(2 * value_dim, 2 * check_positive("state_dim", state_dim), hidden, last_scale=_HEAD_SCALE)
-        start = torch.tensor([0.0, _start(precision)])
         self.bias = nn.Parameter(start.repeat_interleave(state_dim))
 
     def forward(self, grid: TimeGrid, values: Tensor, mask: Tensor | None) -> PseudoObservations:
@@ -122,15 +127,16 @@ class EncodedSites(nn.Module):
             raise TypeError(msg)
         self.encoder = encoder
         states = encoder.state_dim
+        start = _start(precision)  # checked before weights are drawn
         self.head = nn.Linear(encoder.context_dim, 2 * states)
-        self.first = nn.Parameter(torch.full((states,), _start(precision)))
+        self.first = nn.Parameter(torch.full((states,), start))
         with torch.no_grad():
             self.head.weight.mul_(_HEAD_SCALE)
             self.head.bias.zero_()
-            self.head.bias[states:] = _start(precision)
+            self.head.bias[states:] = start
 
     def forward(self, grid: TimeGrid, values: Tensor, mask: Tensor | None) -> PseudoObservations:
-        """One pseudo-observation for each grid point."""
+        """One pseudo-observation for each grid point, ``(*batch, T, D)``, given observations ``(*batch, N, O)``."""
         encoding = self.encoder(grid, values, mask)
         rows = self.head(encoding.context)  # (*batch, K, 2 D)
         first = encoding.initial.mean
@@ -280,6 +286,7 @@ def _check_sites(sites: object, law: PathLaw) -> None:
 
 def _start(precision: float) -> float:
     """Logarithm of an initial precision in the units of the parameters."""
+    check_numbers(precision=precision)
     if not (precision > 0 and math.isfinite(precision)):
         msg = f"`precision` must be a positive finite number, received {precision!r}."
         raise ValueError(msg)

@@ -11,9 +11,11 @@ from torch.distributions import Distribution
 
 from ..distributions.markov_path import MarkovPath
 from ..distributions.recurrent_path import RecurrentPath
+from ..nn.base import check_positive
 from ..nn.gated_transition import joined
 from ..nn.mlp import MLP
 from ..nn.packed_rnn import PackedRNN
+from ._step_values import observed_values
 
 __all__ = ["ResidualGuide", "VariationalRNNGuide"]
 
@@ -56,6 +58,8 @@ class ResidualGuide(nn.Module):
 
     def __init__(self, value_dim: int, state_dim: int, hidden: int = 200) -> None:
         super().__init__()
+        for name, size in (("value_dim", value_dim), ("state_dim", state_dim), ("hidden", hidden)):
+            check_positive(name, size)
         self.hidden = hidden
         self.reader = PackedRNN(value_dim + hidden, hidden, activation="tanh", reverse=True)
         self.residual = MLP(state_dim + hidden, 2 * state_dim, (hidden,), activation="tanh", zero_last=True)
@@ -77,7 +81,7 @@ class ResidualGuide(nn.Module):
             received = None if d is None else tuple(d.shape)
             msg = f"`prior` must have inputs of {self.hidden} channels, as a StochasticRNNPrior has; got {received}."
             raise ValueError(msg)
-        values = _observed(values, mask, prior.length)
+        values = observed_values(values, mask, prior.length)
         # nothing is known before the first observation, so d_1 is the same for all series, and is left out
         states = torch.nn.functional.pad(d, (0, 0, 1, 0))
         lengths = torch.full(values.shape[:1], prior.length, device=values.device)
@@ -128,6 +132,8 @@ class VariationalRNNGuide(nn.Module):
 
     def __init__(self, state_dim: int, hidden: int = 200) -> None:
         super().__init__()
+        for name, size in (("state_dim", state_dim), ("hidden", hidden)):
+            check_positive(name, size)
         self.residual = MLP(2 * hidden, 2 * state_dim, (hidden,), activation="tanh", zero_last=True)
 
     def forward(self, prior: RecurrentPath, values: Tensor, mask: Tensor | None = None) -> RecurrentPath:
@@ -135,13 +141,13 @@ class VariationalRNNGuide(nn.Module):
 
         Args:
             prior: law of a `VariationalRNNPrior` with these observations.
-            values: observations of T steps, whose shape is checked.
-            mask: not used: the prior has read what is observed.
+            values: observations of T steps, ``(B, T, O)``, whose shape is checked.
+            mask: ``(B, T, O)`` or ``(B, T)``; not used: the prior has read what is observed.
 
         Raises:
             ValueError: if shapes do not fit.
         """
-        _observed(values, mask, prior.event_shape[0])
+        observed_values(values, mask, prior.event_shape[0])
 
         def head(memory: Tensor, context: Tensor | None) -> Distribution:
             seen = memory if context is None else context
@@ -155,13 +161,3 @@ def _shifted(law: Distribution, change: Tensor) -> Distribution:
     shift, raw = change.chunk(2, -1)
     scale = law.stddev * torch.exp(_WIDEST * torch.tanh(raw / _WIDEST))
     return dist.Normal(law.mean + shift, scale, validate_args=False).to_event(1)
-
-
-def _observed(values: Tensor, mask: Tensor | None, length: int) -> Tensor:
-    """Values with 0 where not observed."""
-    if values.dim() != 3 or values.shape[-2] != length:
-        msg = f"`values` must have shape (B, {length}, O), as long as the prior; received {tuple(values.shape)}."
-        raise ValueError(msg)
-    if mask is None:
-        return values
-    return torch.where(mask if mask.dim() == 3 else mask.unsqueeze(-1), values, values.new_zeros(()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from torch.distributions.transforms import ComposeTransform, IndependentTransfor
 
 from ..distributions.base import PathDistribution
 from ..distributions.kl import SiteLaw
+from ..ops._arguments import check_numbers
 from ._lazy import SiteParams, full_batch, full_value
 
 __all__ = ["PathMessenger", "is_identity", "rewrap"]
@@ -36,7 +38,11 @@ class PathMessenger(AutoMessenger):
     """
 
     def __init__(self, model: Callable[..., Any], kind: str, init_scale: float) -> None:
-        if not init_scale > 0:
+        if not callable(model):
+            msg = f"`model` must be a Pyro model, received {type(model).__name__}."
+            raise TypeError(msg)
+        check_numbers(init_scale=init_scale)
+        if not 0 < init_scale < math.inf:
             msg = f"`init_scale` must be a number > 0, received {init_scale!r}."
             raise ValueError(msg)
         super().__init__(model)

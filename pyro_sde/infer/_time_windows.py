@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops._arguments import check_floating, check_observed, check_whole
 from ..ops.grid import TimeGrid
 
 __all__ = ["ObservationSample", "TimeWindows", "WindowBatch", "sample_observations"]
@@ -42,11 +43,13 @@ def sample_observations(grid: TimeGrid, values: Tensor, count: int, mask: Tensor
         mask: ``(*batch, N, O)`` or ``(*batch, N)``, True = observed.
 
     Raises:
-        ValueError: if `count` is not an integer >= 1.
+        TypeError: if `grid` is no `TimeGrid`, or `values` no floating-point tensor.
+        ValueError: if `count` is not an integer >= 1, or the shapes of values and mask do not fit those of the grid.
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         msg = f"`count` must be an integer >= 1, received {count!r}."
         raise ValueError(msg)
+    _check_series(grid, values, mask)
     valid = grid.mask
     size = valid.shape[-1]
     position = torch.arange(size, device=valid.device)
@@ -65,6 +68,26 @@ def sample_observations(grid: TimeGrid, values: Tensor, count: int, mask: Tensor
     if mask is not None:
         shown = shown & (small.mask.unsqueeze(-1) if mask.dim() == values.dim() else small.mask)
     return ObservationSample(small, _take(values, rows), shown, (number / taken).squeeze(-1).to(values.dtype))
+
+
+def _check_series(grid: object, values: Tensor, mask: Tensor | None) -> None:
+    if not isinstance(grid, TimeGrid):
+        msg = f"`grid` must be a TimeGrid, received {type(grid).__name__}. Build TimeGrid(times) first."
+        raise TypeError(msg)
+    check_floating(values=values)
+    count = grid.mask.shape[-1]
+    batch = grid.batch_shape
+    own = values.shape[:-2]
+    aligned = zip(reversed(batch), reversed(own), strict=False)
+    fits = len(batch) <= len(own) and all(a in (1, b) for a, b in aligned)
+    if values.dim() < 2 or values.shape[-2] != count or not fits:
+        msg = (
+            f"`values` must have shape (*batch, {count}, O) on this grid of batch shape {tuple(batch)}, received "
+            f"{tuple(values.shape)}."
+        )
+        raise ValueError(msg)
+    if mask is not None:
+        check_observed(mask, values)
 
 
 def _take(table: Tensor, rows: Tensor) -> Tensor:
@@ -110,6 +133,7 @@ class TimeWindows:
         margin: observations on either side that the encoder sees beside the window.
 
     Raises:
+        TypeError: if times or values are no floating-point tensors.
         ValueError: if shapes do not fit, times do not increase, fewer than two are left, or a number is out of range.
 
     Example:
@@ -120,6 +144,7 @@ class TimeWindows:
     """
 
     def __init__(self, times: Tensor, values: Tensor, *, size: int, margin: int) -> None:
+        check_floating(times=times, values=values)
         if times.dim() != 1 or values.dim() != 2 or len(values) != len(times):
             msg = (
                 f"`times` (N,) and `values` (N, O) must fit together, received {tuple(times.shape)} and "
@@ -151,8 +176,13 @@ class TimeWindows:
             count: number B of windows; all of them, each with weight 1, if there are no more.
 
         Raises:
+            TypeError: if `count` is no whole number.
             ValueError: if `count` is less than 2 and there are more windows than that.
         """
+        check_whole(count=count)
+        if count < 1:
+            msg = f"`count` must be at least 1, received {count}."
+            raise ValueError(msg)
         total = len(self)
         if total <= count:
             return self.at(torch.arange(total))

@@ -12,7 +12,7 @@ from torch.distributions import Distribution, biject_to
 
 from ..distributions.kl import SiteLaw, site_law
 from ..distributions.sde_path import SDEPath
-from ..nn.base import Encoding, check_positive
+from ..nn.base import Encoding, check_widths
 from ..nn.mlp import ControlNet
 from ._auto_base import PathMessenger, is_identity, rewrap
 from ._free_control import ROW_UNIT, FreeControl
@@ -90,11 +90,12 @@ class AutoSDE(PathMessenger):
         if encoder is not None and not callable(encoder):
             msg = f"`encoder` must be a function of the model's arguments, received {type(encoder).__name__}."
             raise TypeError(msg)
-        if encoder is not None and len(hidden) == 0:
+        widths = check_widths("hidden", hidden)
+        if encoder is not None and not widths:
             msg = "`hidden` must name at least one layer if there is an encoder: its rows enter through the network."
             raise ValueError(msg)
         super().__init__(model, "AutoSDE", init_scale)
-        self.hidden = tuple(check_positive("hidden", width) for width in hidden)
+        self.hidden = tuple(widths)
         self.encoder = encoder
         self._encoding: Encoding | Mapping[str, Encoding] | None = None
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..distributions.base import PathDistribution
 from ..distributions.kl import site_law
+from ..ops._arguments import check_real
+from ..ops._grid_times import as_tensor
 from ._particle_stepper import Stepper
 from ._particle_steps import stepwise
 
@@ -35,7 +37,7 @@ def continue_path(law: PathDistribution, known: Tensor, points: int | Tensor | N
         Paths ``(..., *batch, T, D)``, which hold the known states unchanged.
 
     Raises:
-        TypeError: if the law is of another kind.
+        TypeError: if the law is of another kind, or `known` no tensor.
         ValueError: if shapes do not fit, `points` is out of range, or a path is not finite.
 
     Example:
@@ -47,6 +49,7 @@ def continue_path(law: PathDistribution, known: Tensor, points: int | Tensor | N
         tensor([7.])
     """
     stepper, tail = _stepper(law), len(law.event_shape) - 1
+    check_real(known=known)
     if known.dim() <= tail or known.shape[known.dim() - tail :] != law.event_shape[1:]:
         msg = f"`known` must have shape (..., n, {', '.join(map(str, law.event_shape[1:]))}), got {tuple(known.shape)}."
         raise ValueError(msg)
@@ -63,8 +66,8 @@ def continue_path(law: PathDistribution, known: Tensor, points: int | Tensor | N
     path = path.movedim(0, path.dim() - tail - 1).reshape(*batch, *law.event_shape)
     if path.is_floating_point() and not bool(torch.isfinite(path.detach()).all()):
         msg = (
-            f"a {type(law).__name__} became non-finite when it was continued beyond {count} of {total} points. Use "
-            "smaller steps, or bound its drift."
+            f"`law`, a {type(law).__name__}, became non-finite when it was continued beyond {count} of {total} points. "
+            "Use smaller steps, or bound its drift."
         )
         raise ValueError(msg)
     return path
@@ -82,7 +85,8 @@ class ContinuePaths(Messenger):
     times of which the first are the same.
 
     Args:
-        given: values by the names of their sites, or the trace of a guide, of which the sampled sites are taken.
+        given: values by the names of their sites, or the trace of a guide, of which the sampled sites are taken; a path
+            is ``(..., *batch, n, D)``.
         points: how many states are known, as in `continue_path`; a mapping gives one for every path site.
 
     Raises:
@@ -131,12 +135,12 @@ class ContinuePaths(Messenger):
 def _stepper(law: PathDistribution) -> Stepper:
     try:
         return stepwise(law)
-    except TypeError as error:
+    except TypeError:
         msg = (
-            f"a {type(law).__name__} cannot be continued: pass an SDEPath, a GaussianPath or a MarkovPath, without "
-            "`.mask` or `.to_event`."
+            f"`law` is a {type(law).__name__}, which cannot be continued: pass an SDEPath, a GaussianPath or a "
+            "MarkovPath, without `.mask` or `.to_event`."
         )
-        raise TypeError(msg) from error
+        raise TypeError(msg) from None
 
 
 def _batch_of(law: PathDistribution, shape: torch.Size) -> torch.Size:
@@ -144,14 +148,19 @@ def _batch_of(law: PathDistribution, shape: torch.Size) -> torch.Size:
         return torch.broadcast_shapes(shape, law.batch_shape)
     except RuntimeError as error:
         batches = f"{tuple(shape)} and {tuple(law.batch_shape)}"
-        msg = f"the batch dimensions of `known` and of the law must broadcast, received {batches}."
+        msg = f"the batch dimensions of `known` and of `law` must broadcast, received {batches}."
         raise ValueError(msg) from error
 
 
 def _points(points: int | Tensor | None, count: int, batch: torch.Size) -> Tensor:
     """Number of known states, ``()`` or ``(*batch,)``."""
-    first = torch.as_tensor(count if points is None else points)
-    fits = not first.is_floating_point() and first.dim() <= len(batch)
+    first = as_tensor(count if points is None else points, "points")
+    fits = (
+        not first.is_floating_point()
+        and not first.is_complex()
+        and first.dtype != torch.bool
+        and first.dim() <= len(batch)
+    )
     fits = fits and all(a in (1, b) for a, b in zip(reversed(first.shape), reversed(batch), strict=False))
     if not fits or bool((first < 1).any()) or bool((first > count).any()):
         msg = (

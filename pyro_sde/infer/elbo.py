@@ -17,6 +17,7 @@ from pyro.util import check_if_enumerated, check_site_shape
 from torch import Tensor
 
 from ..distributions.kl import CarriesTerms, SiteLaw, path_terms, site_law
+from ..ops._arguments import check_numbers
 from ._mean_field import warn_mean_field
 from .coverage import uncovered_parameters
 from .landing import frozen_guide, land, land_by_difference
@@ -65,6 +66,7 @@ class PathELBO(Trace_ELBO):
         if kl not in _KL:
             msg = f"`kl` must be one of {_KL}, received {kl!r}."
             raise ValueError(msg)
+        check_numbers(kl_weight=kl_weight)
         if not 0 <= kl_weight < math.inf:
             msg = f"`kl_weight` must be a number >= 0, received {kl_weight!r}."
             raise ValueError(msg)

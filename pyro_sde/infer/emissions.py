@@ -10,6 +10,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from ..ops._arguments import check_observed, check_real
+
 __all__ = ["Emission", "EmissionLikelihood", "PathEmission"]
 
 Emission = Callable[..., Distribution]
@@ -33,7 +35,7 @@ class EmissionLikelihood:
     Raises:
         ValueError: if shapes do not fit, or an observed entry is NaN or outside the support of its law; the message
             names observation and series.
-        TypeError: if `emission` cannot be called.
+        TypeError: if `emission` cannot be called, or `y` or `inputs` is no tensor of real numbers.
 
     Example:
         >>> import pyro.distributions as dist
@@ -45,18 +47,15 @@ class EmissionLikelihood:
     def __init__(
         self, emission: Emission, y: Tensor, mask: Tensor | None = None, *, inputs: Tensor | None = None
     ) -> None:
-        if not callable(emission):
-            msg = f"`emission` must be a function of the state that returns a law, received {type(emission).__name__}."
-            raise TypeError(msg)
-        if y.dim() < 2:
-            msg = f"`y` must have shape (*batch, N, O), received {tuple(y.shape)}."
+        _check_emission(emission)
+        check_real(y=y)
+        if y.dim() < 2 or y.numel() == 0:
+            msg = f"`y` must have shape (*batch, N, O), received {tuple(y.shape)}; it needs an entry at least."
             raise ValueError(msg)
-        if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) not in (y.shape, y.shape[:-1])):
-            msg = (
-                f"`mask` must be a bool tensor of shape {tuple(y.shape[:-1])} or {tuple(y.shape)} (True = observed), "
-                f"received {mask.dtype} {tuple(mask.shape)}."
-            )
-            raise ValueError(msg)
+        if mask is not None:
+            check_observed(mask, y)
+        if inputs is not None:
+            check_real(inputs=inputs)
         if inputs is not None and (inputs.dim() < 2 or inputs.shape[-2] != y.shape[-2]):
             msg = f"`inputs` must have shape (*batch, {y.shape[-2]}, C), received {tuple(inputs.shape)}."
             raise ValueError(msg)
@@ -125,6 +124,7 @@ class PathEmission(TorchDistribution):
         batch shape: that of the states, ``(...)`` · event shape: ``(N, O)``.
 
     Raises:
+        TypeError: if `emission` cannot be called, or `states` is no tensor.
         ValueError: if the law that `emission` returns is not that of ``(..., N)`` observations.
 
     Example:
@@ -145,6 +145,8 @@ class PathEmission(TorchDistribution):
         inputs: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        _check_emission(emission)
+        check_real(states=states)
         self.emission = emission
         self.states = states
         self.observed_mask = mask
@@ -204,6 +206,12 @@ class PathEmission(TorchDistribution):
         Distribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
+
+
+def _check_emission(emission: object) -> None:
+    if not callable(emission):
+        msg = f"`emission` must be a function of the state that returns a law, received {type(emission).__name__}."
+        raise TypeError(msg)
 
 
 def _row(values: Tensor, n: int | Tensor, tail: int) -> Tensor:

@@ -18,6 +18,7 @@ from torch.distributions import Independent
 from ..distributions.base import PathDistribution
 from ..distributions.kl import SiteLaw, site_law
 from ..distributions.markov_path import MarkovPath
+from ..ops._arguments import check_numbers
 from ..ops.resampling import RESAMPLING
 from ._particle_stepper import grid_of
 from .emissions import PathEmission
@@ -71,6 +72,7 @@ class FilteringELBO(ELBO):
         if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
             msg = f"`num_particles` must be a positive integer, received {num_particles!r}."
             raise ValueError(msg)
+        check_numbers(threshold=threshold)
         if not 0 <= threshold <= 1:
             msg = f"`threshold` must be a number in [0, 1], received {threshold!r}. It is a part of the particles."
             raise ValueError(msg)
@@ -110,7 +112,7 @@ class FilteringELBO(ELBO):
         *args: Any,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> Tensor:
-        """Minus the bound, a tensor with gradient."""
+        """Minus the bound, a scalar with gradient."""
         return self._loss(model, guide, args, kwargs)
 
     def _get_trace(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..distributions.base import PathDistribution
+from ..ops._arguments import check_numbers, check_whole
 from ._particle_schedule import observation_schedule
 from ._particle_steps import stepwise
 from .particle_filter import LogLikelihood, particle_filter
@@ -32,7 +33,7 @@ class HeldOut:
     Printing the record gives both for all estimates, with standard errors over series.
 
     Attributes:
-        losses: :math:`\ell_i = -\log \hat p(y_i)` of every series, ``(B,)``, by the name of the estimate.
+        losses: :math:`\ell_i`, estimates of :math:`-\log p(y_i)` of every series, ``(B,)``, by their names.
         lengths: steps :math:`L_i` of every series, ``(B,)``.
         unit: "nats" or "bits".
 
@@ -145,6 +146,17 @@ def held_out(
     References:
         Burda, Grosse, Salakhutdinov (2016), Importance weighted autoencoders, arXiv 1509.00519, eq. (8).
     """
+    if not isinstance(path, PathDistribution):
+        msg = f"`path` must be a path law, received {type(path).__name__}."
+        raise TypeError(msg)
+    if not callable(log_likelihood):
+        msg = f"`log_likelihood` must be a function of states and an index, received {type(log_likelihood).__name__}."
+        raise TypeError(msg)
+    check_whole(num_samples=num_samples, num_particles=num_particles)
+    check_numbers(threshold=threshold)
+    if not 0 <= threshold <= 1:
+        msg = f"`threshold` must be a number in [0, 1], received {threshold!r}. It is a part of the particles."
+        raise ValueError(msg)
     if len(path.batch_shape) > 1:
         msg = f"`path` must have batch shape (B,) or (), received {tuple(path.batch_shape)}."
         raise ValueError(msg)

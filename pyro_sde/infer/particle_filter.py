@@ -34,6 +34,9 @@ class FilteredParticles:
         ancestors: index of the particle at point k from which that at point k + 1 descends, ``(P, *batch, T - 1)``;
             None unless ``keep="all"``.
         law: the path law that was filtered.
+
+    References:
+        Del Moral (2004), Feynman-Kac Formulae, section 7.4 (the estimate of the evidence is unbiased).
     """
 
     log_evidence: Tensor
@@ -128,10 +131,13 @@ def particle_filter(
     _check_choice("resampling", resampling, RESAMPLING)
     _check_choice("gradient", gradient, ("pathwise", "score"))
     _check_choice("keep", keep, ("all", "last"))
-    target = stepwise(path)
+    if not callable(log_likelihood):
+        msg = f"`log_likelihood` must be a function of states and an index, received {type(log_likelihood).__name__}."
+        raise TypeError(msg)
+    target = _stepper("path", path)
     proposal = target
     if guide is not None:
-        proposal = stepwise(guide)
+        proposal = _stepper("guide", guide)
         path.check_same_grid(guide)
         if guide.event_shape != path.event_shape or guide.batch_shape != path.batch_shape:
             msg = (
@@ -300,20 +306,28 @@ class _Run:
         lost = int((~torch.isfinite(state.double()).reshape(len(state), -1).all(-1)).sum())
         if bool((column == -torch.inf).all()):
             reason = (
-                f"all {len(column)} particles are dead: the likelihood is 0 (its logarithm -inf) at all of them. Their "
-                f"states span {float(state.min()):.4g} to {float(state.max()):.4g}. Use a likelihood of full support, "
-                "such as one of larger noise, more particles, or a guide that knows the observations"
+                f"all {len(column)} particles are dead: the likelihood is 0 (`log_likelihood` is -inf) at all of them. "
+                f"Their states span {float(state.min()):.4g} to {float(state.max()):.4g}. Use a likelihood of full "
+                "support, such as one of larger noise, more particles, or a guide that knows the observations"
             )
         else:
             count = int((~torch.isfinite(column)).sum())
             values = sorted({str(float(v)) for v in column[~torch.isfinite(column)].unique()[:3]})
             what = f"{', '.join(values)} for {count} of {len(column)} particles" if count else "finite values"
-            reason = f"the weights are not finite: the log-likelihood returned {what}"
+            reason = f"the weights are not finite: `log_likelihood` returned {what}"
             reason += f", and {lost} states are not finite" if lost else ""
             if not count:
-                reason += ", so the densities of guide and law are at fault"
+                reason += ", so the densities of `guide` and `path` are at fault"
         msg = f"particle filter at {place}: {reason}."
         raise ValueError(msg)
+
+
+def _stepper(name: str, law: PathDistribution) -> Stepper:
+    try:
+        return stepwise(law)
+    except TypeError as error:
+        msg = f"`{name}`: {error}"
+        raise TypeError(msg) from None
 
 
 def _surrogate(term: Tensor) -> Tensor:
@@ -325,7 +339,7 @@ def _check_options(num_particles: object, threshold: object) -> None:
     if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
         msg = f"`num_particles` must be a positive integer, received {num_particles!r}."
         raise ValueError(msg)
-    if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
         msg = f"`threshold` must be a number in [0, 1], received {threshold!r}. It is a part of the particles."
         raise ValueError(msg)
 

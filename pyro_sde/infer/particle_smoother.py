@@ -63,6 +63,9 @@ def particle_smoother(filtered: FilteredParticles, num_paths: int, *, method: st
     if isinstance(num_paths, bool) or not isinstance(num_paths, int) or num_paths < 1:
         msg = f"`num_paths` must be a positive integer, received {num_paths!r}."
         raise ValueError(msg)
+    if not isinstance(filtered, FilteredParticles):
+        msg = f"`filtered` must come from `particle_filter`, received {type(filtered).__name__}."
+        raise TypeError(msg)
     if filtered.ancestors is None:
         msg = '`filtered` holds the last states only. Run particle_filter(..., keep="all").'
         raise ValueError(msg)

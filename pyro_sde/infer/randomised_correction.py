@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..distributions.kl import site_law
 from ..distributions.multiscale_path import MultiScalePath
+from ..ops._arguments import check_numbers
 
 __all__ = ["GapwiseCorrection", "RandomisedCorrection", "SimulatedGaps"]
 
@@ -53,6 +54,7 @@ class _Correction:
     """What both corrections have: a bound, a probability, and evaluations on common noise."""
 
     def __init__(self, elbo: Any, probability: float) -> None:  # noqa: ANN401
+        check_numbers(probability=probability)
         if not 0 < probability <= 1:
             msg = f"`probability` must satisfy 0 < probability <= 1, received {probability}."
             raise ValueError(msg)
@@ -91,6 +93,11 @@ class RandomisedCorrection(_Correction):
     Raises:
         ValueError: if `probability` is not as described.
         TypeError: if `elbo` has no `differentiable_loss`.
+
+    Derivation:
+        B is independent of both terms, :math:`E[B / \varepsilon] = 1` and :math:`E(B / \varepsilon - 1)^2 =
+        1 / \varepsilon - 1`. The idea is that of McLeish (2011), A general method for debiasing a Monte Carlo
+        estimator, Monte Carlo Methods and Applications 17(4), with one term.
     """
 
     def __init__(self, elbo: Any, probability: float) -> None:  # noqa: ANN401
@@ -136,6 +143,11 @@ class GapwiseCorrection(_Correction):
     Raises:
         ValueError: if `probability` is not as described.
         TypeError: if `elbo` has no `differentiable_loss`.
+
+    Derivation:
+        As for `RandomisedCorrection`, gap by gap; the variances of independent coins add up. A sum of corrections with
+        coins of their own is in Rhee and Glynn (2015), Unbiased estimation with square root convergence for SDE
+        models, Operations Research 63(5).
     """
 
     def __init__(self, elbo: Any, probability: float) -> None:  # noqa: ANN401

@@ -10,17 +10,23 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..ops._arguments import check_whole
+
 __all__ = ["minibatches", "seeded", "stream_seed"]
 
 
 def stream_seed(seed: int, *key: int | str) -> int:
     """Seed of the stream called `key`, ``0 <= seed < 2 ** 63``; streams of other keys or seeds are unrelated to it.
 
+    Raises:
+        TypeError: if `seed` is no whole number.
+
     Example:
         >>> stream_seed(0, "noise", 1) == stream_seed(0, "noise", 1) != stream_seed(0, "noise", 2)
         True
     """
-    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
+    check_whole(seed=seed)
+    digest = hashlib.blake2b(repr((int(seed), *key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -31,6 +37,9 @@ def seeded(seed: int | None, *key: int | str) -> Iterator[None]:
     Args:
         seed: None draws from the global state, as if this were not here.
         key: name of the stream.
+
+    Raises:
+        TypeError: if `seed` is no whole number.
     """
     if seed is None:
         yield
@@ -54,12 +63,14 @@ def minibatches(size: int, batch_size: int, seed: int) -> Callable[[int], Tensor
         Function from the step, from 0, to indices ``(b,)``.
 
     Raises:
+        TypeError: if an argument is no whole number.
         ValueError: if `size` or `batch_size` is not positive.
 
     Example:
         >>> [len(minibatches(5, 2, seed=0)(step)) for step in range(4)]
         [2, 2, 1, 2]
     """
+    check_whole(size=size, batch_size=batch_size, seed=seed)
     if size < 1 or batch_size < 1:
         msg = f"`size` and `batch_size` must be at least 1, received {size} and {batch_size}."
         raise ValueError(msg)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data.series import TimeSeries
+from ..ops._grid_times import as_tensor
 from ..ops.grid import TimeGrid
 
 __all__ = [
@@ -70,7 +71,7 @@ def as_series(data: Data, like: Tensor) -> TimeSeries:
     Args:
         data: a `TimeSeries`; or times ``(N,)`` or ``(B, N)``, values ``(B, N, O)`` and, unless NaN marks what is
             missing, a mask ``(B, N)`` or ``(B, N, O)``.
-        like: a parameter of the model.
+        like: a parameter of the model, of any shape.
 
     Raises:
         TypeError: if `data` is neither.
@@ -78,8 +79,14 @@ def as_series(data: Data, like: Tensor) -> TimeSeries:
     """
     if isinstance(data, tuple) and len(data) in (2, 3) and all(isinstance(part, Tensor) for part in data):
         times, values, *rest = data
+        if values.dim() != 3 or not values.is_floating_point():
+            msg = (
+                f"`data` must have values (B, N, O) of floating-point numbers, received {values.dtype} of shape "
+                f"{tuple(values.shape)}."
+            )
+            raise ValueError(msg)
         mask = rest[0] if rest else ~values.isnan()
-        if mask.dim() == values.dim() - 1:
+        if mask.shape == values.shape[:-1]:
             mask = mask.unsqueeze(-1).expand_as(values)
         if times.dim() == 1:
             times = times.expand(len(values), -1)
@@ -156,7 +163,7 @@ def query_times(times: Tensor, like: Tensor, batch: int | None = None) -> Tensor
     Raises:
         ValueError: if they have another shape, or are not finite.
     """
-    times = torch.as_tensor(times, device=like.device).to(like.dtype)
+    times = as_tensor(times, "times", device=like.device).to(like.dtype)
     fits = times.dim() == 1 or (times.dim() == 2 and batch in (None, times.shape[0]))
     if not fits or times.numel() == 0:
         rows = "B" if batch is None else batch

@@ -21,7 +21,9 @@ from ..infer.elbo import PathELBO
 from ..infer.fit import FitOptions, FitResult, fit
 from ..infer.held_out import HeldOut
 from ..infer.streams import minibatches, seeded
+from ..nn.base import check_positive, check_widths
 from ..nn.mlp import MLP
+from ..ops._arguments import is_finite
 from ..priors.deep_markov import DeepMarkovPrior
 from .alignment import Data, as_series
 from .likelihoods import Likelihood, make_likelihood
@@ -93,7 +95,8 @@ class DeepMarkovModel(PathPredictor, PyroModule):
         values, mask: ``(B, T, O)`` · lengths: ``(B,)`` · z: ``(B, T, D)``.
 
     Raises:
-        ValueError: if a size is not positive, or a likelihood unknown.
+        TypeError: if `hidden` is no sequence.
+        ValueError: if a size is not positive, `hidden` has not three widths, or a likelihood is unknown.
 
     References:
         Krishnan, Shalit, Sontag (2017), Structured inference networks for nonlinear state space models, arXiv
@@ -122,7 +125,12 @@ class DeepMarkovModel(PathPredictor, PyroModule):
         emission: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__("deep_markov_model")
-        transition, emitted, recurrent = hidden
+        widths = check_widths("hidden", hidden)
+        if len(widths) != 3:
+            msg = f"`hidden` must be the widths of transition, emission and guide, three numbers; received {hidden!r}."
+            raise ValueError(msg)
+        check_positive("state_dim", state_dim)  # before a part draws its weights
+        transition, emitted, recurrent = widths
         self.likelihood = make_likelihood(likelihood, value_dim)
         self.prior = DeepMarkovPrior(state_dim, transition) if prior is None else prior
         features = self.likelihood.feature_dim
@@ -186,7 +194,7 @@ class DeepMarkovModel(PathPredictor, PyroModule):
             data: a `TimeSeries`, or tensors as for `LatentSDE.fit`.
             steps: number of training steps.
             batch_size: series per step.
-            learning_rate: of Adam at the first step.
+            learning_rate: of Adam: the largest, at the first step or at the end of a warm-up.
             validation: share of the series to keep back, or other data; the parameters of the lowest validation loss
                 are then kept.
             weight_decay: w >= 0 of the penalty :math:`w |\theta|^2 / 2` on all parameters, in nats per step.
@@ -197,8 +205,8 @@ class DeepMarkovModel(PathPredictor, PyroModule):
             ValueError: if an argument is out of range, an observed value is outside the support of the likelihood, or
                 training fails (the message names the step).
         """
-        if not 0 <= weight_decay < math.inf:
-            msg = f"`weight_decay` must be a finite number >= 0, received {weight_decay}."
+        if not is_finite(weight_decay) or weight_decay < 0:
+            msg = f"`weight_decay` must be a finite number >= 0, received {weight_decay!r}."
             raise ValueError(msg)
         series, held_back = as_series(data, self._like), None
         if not isinstance(validation, float | int):

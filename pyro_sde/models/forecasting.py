@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data.series import TimeSeries
 from ..infer.continuation import ContinuePaths
+from ..ops._grid_times import check_max_step
 from ..ops.grid import TimeGrid
 from .alignment import Data, align, grid_through, states_at
 from .prediction import PathSamples, blocks
@@ -46,7 +47,8 @@ class PathForecaster(PathPredictor):
 
     Raises:
         TypeError: if `model` or `guide` cannot be called.
-        ValueError: in use, if the model or the guide lacks a site, or its values have another shape than said here.
+        ValueError: if `max_step` is no positive number; in use, if the model or the guide lacks a site, or its values
+            have another shape than said here.
 
     Example:
         >>> import pyro.distributions as dist
@@ -78,6 +80,7 @@ class PathForecaster(PathPredictor):
             if not callable(function):
                 msg = f"`{name}` must be a Pyro function of (grid, values, mask), received {type(function).__name__}."
                 raise TypeError(msg)
+        check_max_step(max_step)
         self.model, self.guide = model, guide
         self.max_step = max_step
         self.path, self.observed = path, observed

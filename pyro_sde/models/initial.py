@@ -10,6 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from ..nn.base import check_positive, inverse_softplus
+from ..ops._arguments import check_numbers
 
 __all__ = ["InitialNormal"]
 
@@ -34,6 +35,7 @@ class InitialNormal(nn.Module):
     def __init__(self, state_dim: int, *, scale: float = 1.0) -> None:
         super().__init__()
         check_positive("state_dim", state_dim)
+        check_numbers(scale=scale)
         if not _SCALE_FLOOR < scale < math.inf:
             msg = f"`scale` must be finite and > {_SCALE_FLOOR}, received {scale}."
             raise ValueError(msg)

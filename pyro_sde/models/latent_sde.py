@@ -14,14 +14,15 @@ from ..data.series import TimeSeries
 from ..guides.posterior_sde import PosteriorSDE
 from ..infer.fit import FitOptions, FitResult
 from ..infer.streams import seeded
-from ..nn.base import check_observations
+from ..nn.base import check_observations, check_positive
+from ..ops._grid_times import check_max_step
 from ..ops.grid import TimeGrid
 from ..sde.base import SDE
 from .alignment import Data, as_series, query_times
 from .evaluation import Evaluation, evaluate, evidence_bound, log_likelihood
 from .initial import InitialNormal
 from .likelihoods import LaplaceLikelihood, Likelihood, NormalLikelihood, make_likelihood
-from .parts import Architecture, Parts
+from .parts import Architecture, Parts, check_parts
 from .prediction import PathSamples, observe, posterior_states, prior_states
 from .predictor import PathPredictor
 from .training import fit_series, split_off, warn_unless_standardised
@@ -88,6 +89,9 @@ class LatentSDE(PathPredictor, PyroModule):
         max_step: float | None = None,
         architecture: Architecture | None = None,
     ) -> None:
+        check_positive("state_dim", state_dim)  # before a part draws its weights
+        check_parts(prior, decoder, architecture)
+        check_max_step(max_step)
         super().__init__("latent_sde")
         architecture = architecture or Architecture()
         self.max_step = max_step
@@ -154,7 +158,7 @@ class LatentSDE(PathPredictor, PyroModule):
             data: a `TimeSeries`, or tensors (times, values) with NaN for what is missing, or (times, values, mask).
             steps: number of training steps.
             batch_size: series per step.
-            learning_rate: of Adam at the first step.
+            learning_rate: of Adam: the largest, at the first step or at the end of a warm-up.
             validation: share of the series to keep back, ``0 <= validation < 1``, or other data. If there is any, the
                 parameters of the lowest validation loss are kept.
             seed: same seed, same result; also chooses the series kept back.

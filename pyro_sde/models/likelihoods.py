@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from ..nn.base import check_positive, inverse_softplus
+from ..ops._arguments import check_numbers
 
 __all__ = [
     "BernoulliLikelihood",
@@ -89,6 +90,7 @@ class _ScaledLikelihood(Likelihood):
 
     def __init__(self, value_dim: int, *, initial_scale: float = 0.3, floor: float = 0.01) -> None:
         super().__init__(value_dim)
+        check_numbers(initial_scale=initial_scale, floor=floor)
         if not (0 < floor < initial_scale and math.isfinite(initial_scale)):
             msg = (
                 "`floor` and `initial_scale` must satisfy 0 < floor < initial_scale: without a floor the likelihood "
@@ -175,6 +177,7 @@ class PoissonLikelihood(Likelihood):
 
     def __init__(self, value_dim: int, *, max_rate: float = 1e6) -> None:
         super().__init__(value_dim)
+        check_numbers(max_rate=max_rate)
         if not 1 < max_rate < math.inf:
             msg = f"`max_rate` must be a finite number > 1, received {max_rate}."
             raise ValueError(msg)

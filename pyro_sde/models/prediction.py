@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.series import TimeSeries
+from ..ops._arguments import check_whole
 from .alignment import align, grid_through, states_at
 from .parts import Parts
 
@@ -81,8 +82,10 @@ def blocks(num_samples: int, rows: int) -> Iterator[int]:
     """Numbers of draws that add up to `num_samples`, each of about a block of rows.
 
     Raises:
-        ValueError: if `num_samples` is not positive.
+        TypeError: if `num_samples` is no whole number.
+        ValueError: if it is not positive.
     """
+    check_whole(num_samples=num_samples)
     if num_samples < 1:
         msg = f"`num_samples` must be at least 1, received {num_samples}."
         raise ValueError(msg)

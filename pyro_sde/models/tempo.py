@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..distributions.sde_path import SDEPath
 from ..nn.base import check_positive
+from ..ops._arguments import check_numbers
 from ..ops.grid import TimeGrid
 from ..sde.base import SDE
 
@@ -98,10 +99,11 @@ class Tempo(nn.Module):
     ) -> None:
         super().__init__()
         check_positive("num_series", num_series)
+        check_numbers(scale=scale, **({} if degrees is None else {"degrees": degrees}))
         if not (scale > 0 and math.isfinite(scale)):
             msg = f"`scale` must be a finite number > 0, received {scale}: it is the deviation of log tempi."
             raise ValueError(msg)
-        if degrees is not None and not degrees > 2:
+        if degrees is not None and not 2 < degrees < math.inf:
             msg = f"`degrees` must be > 2, so that tempi have a variance, or None; received {degrees}."
             raise ValueError(msg)
         self.degrees = degrees
@@ -148,6 +150,9 @@ class TempoSDE(PyroModule):
 
     Raises:
         ValueError: if `members` is not positive.
+
+    References:
+        Øksendal (2003), Stochastic Differential Equations, section 8.5 (the change of time).
 
     Example:
         >>> from pyro_sde.sde.second_order import SecondOrderSDE

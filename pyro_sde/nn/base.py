@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from ..ops._arguments import check_observed, check_tensors
 from ..ops.grid import TimeGrid
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "Encoding",
     "check_observations",
     "check_positive",
+    "check_widths",
     "inverse_softplus",
     "make_activation",
 ]
@@ -94,7 +97,7 @@ def check_observations(
         grid: solver grid with N observation times.
         values: ``(*batch, N, O)``.
         mask: None, ``(*batch, N, O)`` or ``(*batch, N)``, bool.
-        like: a parameter of the encoder, which fixes dtype and device.
+        like: a parameter of the encoder, of any shape, which fixes dtype and device.
         value_dim: the number O of channels the encoder was built for.
 
     Returns:
@@ -132,15 +135,28 @@ def check_positive(name: str, value: int) -> int:
     Raises:
         ValueError: if it is not; the message names the argument `name`.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         msg = f"`{name}` must be an integer >= 1, received {value!r}."
         raise ValueError(msg)
-    return value
+    return int(value)
 
 
 def inverse_softplus(value: float) -> float:
     """The number whose softplus is `value` > 0, without overflow for large values."""
     return value + math.log(-math.expm1(-value))
+
+
+def check_widths(name: str, widths: Sequence[int]) -> list[int]:
+    """The widths of hidden layers as a list, each an integer >= 1.
+
+    Raises:
+        TypeError: if they are no sequence; the message names the argument `name`.
+        ValueError: if one is no integer >= 1.
+    """
+    if not isinstance(widths, Sequence) or isinstance(widths, str):
+        msg = f"`{name}` must be a sequence of sizes, such as (64, 64), received {widths!r}."
+        raise TypeError(msg)
+    return [check_positive(name, width) for width in widths]
 
 
 def make_activation(name: str) -> nn.Module:
@@ -149,13 +165,14 @@ def make_activation(name: str) -> nn.Module:
     Raises:
         ValueError: if `name` is none of them.
     """
-    if name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
         msg = f"`activation` must be one of {', '.join(sorted(_ACTIVATIONS))}; received {name!r}."
         raise ValueError(msg)
     return _ACTIVATIONS[name]()
 
 
 def _check_values(grid: TimeGrid, values: Tensor, like: Tensor, value_dim: int) -> None:
+    check_tensors(values=values)
     count = grid.mask.shape[-1]
     if values.dim() < 2 or values.shape[-2:] != (count, value_dim):
         msg = (
@@ -181,10 +198,5 @@ def _check_values(grid: TimeGrid, values: Tensor, like: Tensor, value_dim: int) 
 
 def _channel_mask(mask: Tensor, values: Tensor) -> Tensor:
     """Mask as ``(*batch, N, O)`` or ``(*batch, N, 1)``."""
-    if mask.dtype != torch.bool or mask.shape not in (values.shape, values.shape[:-1]):
-        msg = (
-            f"`mask` must be a bool tensor (True = observed) of shape {tuple(values.shape)} or "
-            f"{tuple(values.shape[:-1])}, received {mask.dtype} {tuple(mask.shape)}."
-        )
-        raise ValueError(msg)
+    check_observed(mask, values)
     return mask if mask.shape == values.shape else mask.unsqueeze(-1)

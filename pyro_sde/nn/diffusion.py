@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..ops._arguments import check_numbers
 from .base import check_positive, inverse_softplus, make_activation
 from .state_network import StateNetwork, is_plain
 
@@ -58,6 +59,7 @@ class DiagonalDiffusion(nn.Module):
     ) -> None:
         super().__init__()
         shape = (check_positive("state_dim", state_dim), check_positive("hidden", hidden))
+        check_numbers(floor=floor, initial=initial)
         if not (0 <= floor < initial and math.isfinite(initial)):
             msg = f"`floor` and `initial` must satisfy 0 <= floor < initial, received {floor} and {initial}."
             raise ValueError(msg)

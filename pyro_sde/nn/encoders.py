@@ -73,6 +73,7 @@ class GRUEncoder(Encoder):
         initial_scale: float = 1.0,
     ) -> None:
         super().__init__(value_dim, state_dim, context_dim)
+        check_positive("layers", layers)  # before weights are drawn
         if context_dim < 3:
             msg = f"`context_dim` must be >= 3: two channels are taken by time; received {context_dim}."
             raise ValueError(msg)
@@ -84,7 +85,7 @@ class GRUEncoder(Encoder):
             raise ValueError(msg)
         check_positive("hidden", hidden)
         self.time_scale = time_scale
-        self.gru = nn.GRU(2 * value_dim + 1, hidden, check_positive("layers", layers), batch_first=True)
+        self.gru = nn.GRU(2 * value_dim + 1, hidden, layers, batch_first=True)
         self.context_head = nn.Linear(hidden, context_dim - 2)
         self.initial_head = nn.Linear(hidden + 1, 2 * state_dim)
         with torch.no_grad():

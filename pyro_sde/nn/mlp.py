@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .base import check_positive, inverse_softplus, make_activation
+from ..ops._arguments import is_finite
+from .base import check_positive, check_widths, inverse_softplus, make_activation
 from .state_network import StateNetwork, is_plain
 
 __all__ = ["ControlNet", "DriftNet", "MLP", "SplitNet"]
@@ -29,8 +30,9 @@ class MLP(nn.Module):
         input: ``(..., in_dim)`` · output: ``(..., out_dim)``.
 
     Raises:
-        ValueError: if a size is not positive, `activation` is unknown, or `zero_last` and `last_scale` are
-            both given.
+        TypeError: if `hidden` is no sequence.
+        ValueError: if a size is not positive, `activation` is unknown, `last_scale` is negative, or `zero_last` and
+            `last_scale` are both given.
     """
 
     def __init__(
@@ -47,14 +49,17 @@ class MLP(nn.Module):
         if zero_last and last_scale is not None:
             msg = f"give `zero_last` or `last_scale`, not both; received last_scale={last_scale}."
             raise ValueError(msg)
-        if last_scale is not None and not (last_scale >= 0 and math.isfinite(last_scale)):
-            msg = f"`last_scale` must be a finite number >= 0, received {last_scale}."
+        if last_scale is not None and not (is_finite(last_scale) and last_scale >= 0):
+            msg = f"`last_scale` must be a finite number >= 0, received {last_scale!r}."
             raise ValueError(msg)
-        widths = [check_positive("in_dim", in_dim), *(check_positive("hidden", width) for width in hidden)]
+        # all checks before the first layer, which draws its weights
+        widths = [check_positive("in_dim", in_dim), *check_widths("hidden", hidden)]
+        check_positive("out_dim", out_dim)
+        make_activation(activation)
         layers: list[nn.Module] = []
         for width, following in zip(widths[:-1], widths[1:], strict=True):
             layers += [nn.Linear(width, following), make_activation(activation)]
-        last = nn.Linear(widths[-1], check_positive("out_dim", out_dim))
+        last = nn.Linear(widths[-1], out_dim)
         scale = 0.0 if zero_last else last_scale
         if scale is not None:
             with torch.no_grad():
@@ -86,19 +91,21 @@ class SplitNet(nn.Module):
     ) -> None:
         super().__init__()
         state_dim, input_dim, out_dim = sizes
-        if len(hidden) == 0:
+        widths = check_widths("hidden", hidden)
+        if not widths:
             msg = "`hidden` must name at least one layer; write an affine drift as a function of your own."
             raise ValueError(msg)
         _check_time(time_features, period)
+        check_positive("out_dim", out_dim)
         self.input_dim, self.period = input_dim, period
-        width = check_positive("hidden", hidden[0])
+        self.activation = make_activation(activation)
+        width = widths[0]
         # Each part is initialised by its own fan-in: a wide context must not shrink the state's weights.
         self.state_part = nn.Linear(check_positive("state_dim", state_dim), width)
         phi_dim = time_features if period is None else 2 * time_features
         self.time_part = nn.Linear(phi_dim, width, bias=False) if time_features else None
         self.input_part = nn.Linear(input_dim, width, bias=False) if input_dim else None
-        self.activation = make_activation(activation)
-        self.tail = MLP(width, out_dim, hidden[1:], activation=activation, last_scale=last_scale)
+        self.tail = MLP(width, out_dim, widths[1:], activation=activation, last_scale=last_scale)
         # Integers are exact in every float type, so `.double()` loses nothing.
         self.register_buffer("harmonics", torch.arange(1.0, time_features + 1), persistent=False)
 
@@ -184,7 +191,7 @@ class DriftNet(SplitNet):
     r"""Drift network :math:`f(t, z, c) = \mathrm{MLP}(W_z z + W_t \phi(t) + W_c c + b)` in the shape of z.
 
     Autonomous by default. Time enters as t itself (``time_features=1``; bring times to order 1 first) or
-    periodically, as :math:`\sin, \cos(2\pi j t / \mathrm{period})` for :math:`j = 1 \dots n`, which repeats
+    periodically, as :math:`\sin, \cos(2\pi j t / \mathrm{period})` for j from 1 to n, which repeats
     in a forecast where a network of t itself would extrapolate.
 
     Args:
@@ -204,7 +211,8 @@ class DriftNet(SplitNet):
         broadcast (those of t only if time enters).
 
     Raises:
-        ValueError: if a size, `activation`, `time_features`, `period` or `reversion` is not as described.
+        TypeError: if `hidden` is no sequence.
+        ValueError: if a size, `activation`, `time_features`, `period`, `last_scale` or `reversion` is not as described.
     """
 
     def __init__(
@@ -219,17 +227,23 @@ class DriftNet(SplitNet):
         last_scale: float = 0.1,
         reversion: float = 0.0,
     ) -> None:
+        # before weights are drawn
+        for name, value, kind in (("last_scale", last_scale, "number"), ("reversion", reversion, "rate")):
+            if not (is_finite(value) and value >= 0):
+                msg = f"`{name}` must be a finite {kind} >= 0, received {value!r}."
+                raise ValueError(msg)
         super().__init__(
-            (state_dim, check_positive("input_dim", input_dim) if input_dim else 0, state_dim),
+            (
+                check_positive("state_dim", state_dim),
+                check_positive("input_dim", input_dim) if input_dim else 0,
+                state_dim,
+            ),
             hidden,
             time_features=time_features,
             period=period,
             activation=activation,
             last_scale=last_scale,
         )
-        if not (reversion >= 0 and math.isfinite(reversion)):
-            msg = f"`reversion` must be a finite rate >= 0, received {reversion}."
-            raise ValueError(msg)
         raw = torch.full((state_dim,), inverse_softplus(reversion)) if reversion else None
         self.raw_reversion = None if raw is None else nn.Parameter(raw)
 
@@ -263,6 +277,7 @@ class ControlNet(SplitNet):
         broadcast.
 
     Raises:
+        TypeError: if `hidden` is no sequence.
         ValueError: if a size, `activation`, `time_features` or `period` is not as described.
     """
 
@@ -279,7 +294,7 @@ class ControlNet(SplitNet):
     ) -> None:
         super().__init__(
             (
-                state_dim,
+                check_positive("state_dim", state_dim),
                 check_positive("context_dim", context_dim),
                 state_dim if out_dim is None else out_dim,
             ),
@@ -304,9 +319,9 @@ def _check_time(time_features: int, period: float | None) -> None:
             f"{time_features}. Pass `period` for sines and cosines."
         )
         raise ValueError(msg)
-    if period is not None and not (period > 0 and math.isfinite(period) and time_features > 0):
+    if period is not None and not (is_finite(period) and period > 0 and time_features > 0):
         msg = (
             "`period` must be a positive finite number and needs `time_features` >= 1; received "
-            f"period={period}, time_features={time_features}."
+            f"period={period!r}, time_features={time_features}."
         )
         raise ValueError(msg)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._arguments import check_floating, check_real
+from ._psd import check_finite
 from .scan import diagonal_recurrence
 
 __all__ = ["brownian_bridge"]
@@ -31,7 +33,9 @@ def brownian_bridge(times: Tensor, values: Tensor, queries: Tensor, standard_nor
         ``(*batch, Q, M)``, in the order of `queries`.
 
     Raises:
-        ValueError: if shapes do not fit, times decrease, or a query lies outside the known times.
+        TypeError: if an argument is no floating-point tensor (queries may be whole numbers).
+        ValueError: if shapes do not fit, times decrease, a query lies outside the known times, or a value or a number
+            of `standard_normal` is not finite.
 
     References:
         Karatzas and Shreve (1991), Brownian motion and stochastic calculus, section 5.6.B.
@@ -41,7 +45,11 @@ def brownian_bridge(times: Tensor, values: Tensor, queries: Tensor, standard_nor
         >>> brownian_bridge(torch.tensor([0.0, 4.0]), ends, torch.tensor([2.0]), torch.tensor([[1.0]]))
         tensor([[1.5000]])
     """
+    check_floating(times=times, values=values, standard_normal=standard_normal)
+    check_real(queries=queries)
     batch = _batch_shape(times, values, queries, standard_normal)
+    check_finite(values, "values", True, 1)
+    check_finite(standard_normal, "standard_normal", True, 1)
     known = times.detach().expand(*batch, times.shape[-1]).contiguous()
     values = values.expand(*batch, *values.shape[-2:])
     q, order = queries.detach().to(known.dtype).expand(*batch, queries.shape[-1]).sort(dim=-1, stable=True)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._arguments import check_floating
+
 __all__ = [
     "BrownianIncrements",
     "LEVY",
@@ -35,6 +37,10 @@ class BrownianIncrements(NamedTuple):
             :math:`\int_s^{s+h} (W_u - W_s)\,du = h\,(W/2 + H)`. None if not asked for.
         A: Lévy area :math:`A_{ij} = \tfrac12 \int (W_i\,dW_j - W_j\,dW_i)`, both motions counted from s,
             ``(..., M, M)``, antisymmetric, variance :math:`h^2/4`. None if not asked for.
+
+    References:
+        Foster, Oberhauser and Lyons (2020), An optimal polynomial approximation of Brownian motion, SIAM J. Numer.
+        Anal. 58(3).
     """
 
     dt: Tensor
@@ -65,7 +71,7 @@ def normal_width(brownian_dim: int, levy: str) -> int:
         [3, 6, 9]
     """
     check_levy(levy)
-    if brownian_dim < 1 or brownian_dim != int(brownian_dim):
+    if not _is_count(brownian_dim):
         msg = f"`brownian_dim` must be a positive integer, received {brownian_dim!r}."
         raise ValueError(msg)
     pairs = brownian_dim * (brownian_dim - 1) // 2
@@ -106,6 +112,7 @@ def brownian_increments(dt: Tensor, standard_normal: Tensor, levy: str = "none")
         levy: "none", "space-time" or "area".
 
     Raises:
+        TypeError: if `dt` or `standard_normal` is no floating-point tensor.
         ValueError: if `levy` is unknown or a shape does not fit.
 
     References:
@@ -117,6 +124,7 @@ def brownian_increments(dt: Tensor, standard_normal: Tensor, levy: str = "none")
         >>> record.W
         tensor([ 2., -1.])
     """
+    check_floating(dt=dt, standard_normal=standard_normal)
     check_levy(levy)
     dim = _brownian_dim(standard_normal, levy)
     _check_steps(dt, standard_normal)
@@ -163,9 +171,16 @@ def combine(first: BrownianIncrements, second: BrownianIncrements) -> BrownianIn
     Returns:
         the record of the union; H and A where both have them, else None.
 
+    References:
+        Chen (1957), Integration of paths, geometric invariants and a generalized Baker-Hausdorff formula, Annals of
+        Mathematics 65.
+
     Raises:
+        TypeError: if one of both is no `BrownianIncrements`.
         ValueError: if the numbers of Brownian motions differ.
     """
+    _check_record(first, "first")
+    _check_record(second, "second")
     if first.W.shape[-1] != second.W.shape[-1]:
         msg = (
             "`first` and `second` must have the same number M of Brownian motions, received W of shapes "
@@ -193,11 +208,13 @@ def coarsen(increments: BrownianIncrements, n: int, dim: int = -2) -> BrownianIn
         the record of K / n steps, time on the same axis.
 
     Raises:
+        TypeError: if `increments` is no `BrownianIncrements`.
         ValueError: if `n` is not a positive integer that divides K, or `dim` is no axis of time.
     """
+    _check_record(increments, "increments")
     W = increments.W
-    if not -W.dim() <= dim < W.dim() or dim % W.dim() == W.dim() - 1:
-        msg = f"`dim` must be an axis of W {tuple(W.shape)} other than the last, received {dim}."
+    if not isinstance(dim, int) or not -W.dim() <= dim < W.dim() or dim % W.dim() == W.dim() - 1:
+        msg = f"`dim` must be an axis of W {tuple(W.shape)} other than the last, received {dim!r}."
         raise ValueError(msg)
     axis = dim % W.dim()
     steps = W.shape[axis]
@@ -207,6 +224,13 @@ def coarsen(increments: BrownianIncrements, n: int, dim: int = -2) -> BrownianIn
     increments = increments._replace(dt=increments.dt.expand(*W.shape[:-1], 1))
     time_first = _map_fields(increments, lambda field: field.movedim(axis, 0))
     return _map_fields(_unite(time_first, n), lambda field: field.movedim(0, axis))
+
+
+def _is_count(value: object) -> bool:
+    try:  # in a trace sizes are tensors
+        return not isinstance(value, bool | float) and int(value) == value and int(value) >= 1  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        return False
 
 
 def _map_fields(record: BrownianIncrements, function: Callable[[Tensor], Tensor]) -> BrownianIncrements:
@@ -247,6 +271,12 @@ def _brownian_dim(standard_normal: Tensor, levy: str) -> int:
         )
         raise ValueError(msg)
     return dim
+
+
+def _check_record(value: object, name: str) -> None:
+    if not isinstance(value, BrownianIncrements):
+        msg = f"`{name}` must be a BrownianIncrements, received {type(value).__name__}."
+        raise TypeError(msg)
 
 
 def _check_steps(dt: Tensor, standard_normal: Tensor) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._arguments import check_real
+
 __all__ = ["balance", "block_diagonal", "check_system", "kron", "matrix_norm", "one_batch"]
 
 _SWEEPS = 12  # each halves the distance to the optimum, in powers of two
@@ -58,7 +60,10 @@ def block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
 
 
 def check_system(matrix: Tensor, diffusion: Tensor, offset: Tensor | None) -> None:
-    """Raise ValueError unless A, L and b have shapes that fit each other."""
+    """Raise TypeError unless A, L and b are real tensors, and ValueError unless their shapes fit each other."""
+    check_real(matrix=matrix, diffusion=diffusion)
+    if offset is not None:
+        check_real(offset=offset)
     size = matrix.shape[-1] if matrix.dim() else 0
     if matrix.dim() < 2 or matrix.shape[-2] != size or size == 0:
         msg = f"`matrix` must have shape (*batch, D, D), received {tuple(matrix.shape)}."

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._arguments import check_floating
+
 __all__ = ["check_finite", "check_psd", "psd_factor", "unique_entries"]
 
 
@@ -74,7 +76,15 @@ def psd_factor(matrix: Tensor) -> Tensor:
 
     Shape:
         matrix: ``(..., D, D)``; returns ``(..., D, D)``. Cost: one batched Cholesky factorisation if none is singular.
+
+    Raises:
+        TypeError: if `matrix` is no floating-point tensor.
+        ValueError: if it does not hold square matrices.
     """
+    check_floating(matrix=matrix)
+    if matrix.dim() < 2 or matrix.shape[-1] != matrix.shape[-2]:
+        msg = f"`matrix` must have shape (..., D, D), received {tuple(matrix.shape)}."
+        raise ValueError(msg)
     if matrix.dim() == 2:  # the singular ones are picked by their place in a batch
         return psd_factor(matrix.unsqueeze(0)).squeeze(0)
     matrix = 0.5 * (matrix + matrix.mT)

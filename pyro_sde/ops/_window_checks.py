@@ -7,6 +7,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from ._arguments import is_finite
 from .grid import TimeGrid
 
 __all__ = ["check_fine_steps", "check_intervals", "check_margins", "check_within", "refuse_uncovered", "refuse_whole"]
@@ -35,8 +36,8 @@ def check_intervals(starts: Tensor, ends: Tensor, grid: TimeGrid) -> None:
         where = tuple(bad.nonzero()[0].tolist())
         first, last = (value.expand(bad.shape)[where].item() for value in (starts, ends))
         msg = (
-            f"every window must satisfy grid start <= start <= end <= grid end; window {list(where)} is [{first:g}, "
-            f"{last:g}] and the grid covers [{float(low.min()):g}, {float(high.max()):g}]."
+            f"every window must satisfy grid start <= `starts` <= `ends` <= grid end; window {list(where)} is "
+            f"[{first:g}, {last:g}] and the grid covers [{float(low.min()):g}, {float(high.max()):g}]."
         )
         raise ValueError(msg)
 
@@ -44,8 +45,8 @@ def check_intervals(starts: Tensor, ends: Tensor, grid: TimeGrid) -> None:
 def check_margins(before: float, after: float) -> None:
     """Raise ValueError unless both are finite times >= 0."""
     for name, value in (("before", before), ("after", after)):
-        if not 0 <= value < float("inf"):
-            msg = f"`{name}` must be a finite time >= 0, received {value}."
+        if not is_finite(value) or value < 0:
+            msg = f"`{name}` must be a finite time >= 0, received {value!r}."
             raise ValueError(msg)
 
 

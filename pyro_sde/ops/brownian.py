@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._arguments import check_real, is_number
 from ._brownian_bridge import brownian_bridge as brownian_bridge
 from ._brownian_descent import descend
 from ._brownian_hash import AREA, NODE, child_seeds, keys, normals, pair_node
@@ -19,6 +20,7 @@ from ._brownian_increments import coarsen as coarsen
 from ._brownian_increments import combine as combine
 from ._brownian_increments import normal_width as normal_width
 from ._brownian_increments import wiener_increments as wiener_increments
+from ._grid_times import as_tensor
 
 __all__ = [
     "BrownianIncrements",
@@ -79,7 +81,7 @@ class VirtualBrownianTree:
 
     Raises:
         ValueError: if an argument is out of its range.
-        TypeError: if `seed` is neither an int nor an int64 tensor.
+        TypeError: if `start` or `end` is no number, or `seed` neither an int nor an int64 tensor.
 
     References:
         Li, Wong, Chen and Duvenaud (2020), Scalable gradients for SDEs, arXiv:2001.01328, algorithm 3 (the tree).
@@ -108,6 +110,10 @@ class VirtualBrownianTree:
         dtype: torch.dtype | None = None,
         levy: str = "none",
     ) -> None:
+        for name, value in (("start", start), ("end", end)):
+            if not is_number(value):
+                msg = f"`{name}` must be a number, received {type(value).__name__}."
+                raise TypeError(msg)
         self.start, self.end = float(start), float(end)
         if not (math.isfinite(self.start) and math.isfinite(self.end) and self.start < self.end):
             msg = f"`start` and `end` must be finite with start < end, received {start} and {end}."
@@ -117,7 +123,7 @@ class VirtualBrownianTree:
             msg = f"`depth` must be an integer from 1 to {_MAX_DEPTH}, received {depth!r}."
             raise ValueError(msg)
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        if not dtype.is_floating_point:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             msg = f"`dtype` must be a real floating point type, received {dtype}."
             raise ValueError(msg)
         self.brownian_dim, self.depth, self.dtype, self.levy = brownian_dim, depth, dtype, levy
@@ -178,7 +184,8 @@ class VirtualBrownianTree:
         Raises:
             ValueError: if s > t or one of them lies outside [start, end].
         """
-        ends = [torch.as_tensor(x, dtype=torch.float64, device=self.seed.device) for x in (s, t)]
+        device = self.seed.device
+        ends = [as_tensor(x, name, dtype=torch.float64, device=device) for x, name in ((s, "s"), (t, "t"))]
         record = self.increments(torch.stack(torch.broadcast_tensors(*ends), -1))
         dt, W, H, A = record
         return BrownianIncrements(
@@ -241,7 +248,8 @@ class VirtualBrownianTree:
 
     def _as_times(self, times: Tensor | Sequence[float]) -> Tensor:
         if not isinstance(times, Tensor):
-            times = torch.as_tensor(times, dtype=torch.float64, device=self.seed.device)
+            times = as_tensor(times, "times", dtype=torch.float64, device=self.seed.device)
+        check_real(times=times)
         if times.dim() == 0:
             msg = f"`times` must have shape (N,) or (*batch, N), received a number; use [{float(times):g}]."
             raise ValueError(msg)

@@ -9,6 +9,7 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
+from ._arguments import check_real
 from ._matrices import balance, check_system, matrix_norm
 from ._psd import psd_factor
 
@@ -71,6 +72,7 @@ def discretise(matrix: Tensor, diffusion: Tensor, dt: Tensor, offset: Tensor | N
         offset: b, ``(*batch, D)``, zero if None.
 
     Raises:
+        TypeError: if an argument is no tensor of real numbers.
         ValueError: if a shape is wrong, a step is negative or not finite, or the result is not finite (an unstable A
             over a long step).
 
@@ -136,8 +138,10 @@ def check_steps(dt: Tensor) -> Tensor:
     """Steps ``(*batch, K)`` as a floating-point tensor.
 
     Raises:
+        TypeError: if they are no tensor of real numbers.
         ValueError: if there is no axis of steps, or a step is negative or not finite.
     """
+    check_real(dt=dt)
     if dt.dim() < 1:
         msg = "`dt` must have shape (*batch, K), received a single number; pass dt.reshape(1)."
         raise ValueError(msg)
@@ -152,7 +156,7 @@ def check_steps(dt: Tensor) -> Tensor:
 
 
 def check_finite(transition: Transition, dt: Tensor) -> Transition:
-    """The transition itself.
+    """The transition itself, over steps `dt` ``(*batch, K)``.
 
     Raises:
         ValueError: if an entry of it is not finite and Pyro's validation is on; the message names the step.

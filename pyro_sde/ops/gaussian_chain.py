@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._arguments import check_floating
 from ._kalman_loop import ChainTensors
 from ._kalman_method import run_moments, run_recurrence
 from ._psd import check_finite, check_psd, psd_factor
@@ -162,6 +163,9 @@ class GaussianChain:
         Returns:
             Paths ``(*sample, *batch, T, D)``.
 
+        Definition:
+            The recursion is that of the chain, with a factor of each covariance times standard normal noise.
+
         Raises:
             ValueError: if the shape of the noise does not fit, or `method` is unknown.
         """
@@ -205,11 +209,7 @@ class GaussianChain:
 
 def _check_shapes(given: dict[str, Tensor]) -> torch.Size:
     """Broadcast batch shape of the tensors of a chain."""
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            msg = f"`{name}` must be a floating-point tensor, received {kind}."
-            raise TypeError(msg)
+    check_floating(**given)
     dim = given["initial_mean"].shape[-1] if given["initial_mean"].dim() else 0
     steps = given["transition"].shape[-3] if given["transition"].dim() > 2 else -1
     wanted = {
@@ -244,6 +244,7 @@ def _point(index: int, name: str, count: int) -> int:
 
 def _noise_batch(noise: Tensor, event: tuple[int, int], batch: torch.Size) -> torch.Size:
     """Batch shape of paths made from `noise`."""
+    check_floating(standard_normal=noise)
     if noise.dim() >= 2 and tuple(noise.shape[-2:]) == event:
         try:
             return torch.broadcast_shapes(noise.shape[:-2], batch)

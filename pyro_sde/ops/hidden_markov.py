@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ._arguments import check_floating, check_tensors
 from ._regime_scan import (
     FORMS,
     backward_kernels,
@@ -92,6 +94,8 @@ class HiddenMarkov:
         if observed is not None:
             parts[2] = torch.where(observed.unsqueeze(-1), parts[2], parts[2].new_zeros(()))
         if inside is not None:
+            if parts[1].dim() == 2:  # one table for all steps
+                parts[1] = parts[1].unsqueeze(0)
             keep = torch.full_like(parts[1][..., :1, :, :], -math.inf)
             keep.diagonal(dim1=-2, dim2=-1).zero_()
             parts[1] = torch.where(inside[..., 1:, None, None], parts[1], keep)
@@ -218,6 +222,7 @@ class HiddenMarkov:
         Raises:
             ValueError: if `regimes` has another number of points, or a regime does not exist.
         """
+        check_tensors(regimes=regimes)
         if regimes.dtype != torch.long or regimes.shape[-1:] != (self.num_points,):
             msg = (
                 f"`regimes` must be int64 of shape (..., {self.num_points}), received {regimes.dtype} of shape "
@@ -290,6 +295,14 @@ def check_log_probabilities(name: str, values: Tensor, dtype: torch.dtype | None
 def _batch_shape(
     log_initial: Tensor, log_transition: Tensor, log_likelihood: Tensor, mask: Tensor | None, lengths: Tensor | None
 ) -> torch.Size:
+    check_floating(log_initial=log_initial, log_transition=log_transition, log_likelihood=log_likelihood)
+    if mask is not None:
+        check_tensors(mask=mask)
+    if lengths is not None:
+        check_tensors(lengths=lengths)
+        if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
+            msg = f"`lengths` must be whole numbers, received {lengths.dtype}."
+            raise TypeError(msg)
     if log_likelihood.dim() < 2 or log_likelihood.shape[-2] < 1:
         msg = f"`log_likelihood` must have shape (*batch, N, K) with N >= 1, received {tuple(log_likelihood.shape)}."
         raise ValueError(msg)
@@ -352,5 +365,5 @@ def _draw(probabilities: Tensor, count: int) -> Tensor:
 def _series(row: int, batch: torch.Size) -> str:
     if not batch:
         return ""
-    index = [int(i) for i in torch.unravel_index(torch.tensor(row), tuple(batch))]
+    index = [int(i) for i in np.unravel_index(row, batch)]
     return f" of series {index}"

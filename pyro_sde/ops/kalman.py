@@ -62,6 +62,7 @@ def kalman_filter(chain: GaussianChain, observations: LinearObservations, *, met
         Moments and log-evidence in the dtype of the arguments. Cost O(T (D^3 + O D^2)).
 
     Raises:
+        TypeError: if an argument is of another kind.
         ValueError: if chain and observations do not fit, or `method` is unknown.
 
     References:
@@ -98,6 +99,7 @@ def log_evidence(chain: GaussianChain, observations: LinearObservations, *, meth
         method: "sequential", "parallel" or "auto", which takes the faster one.
 
     Raises:
+        TypeError: if an argument is of another kind.
         ValueError: if chain and observations do not fit, or `method` is unknown.
     """
     return kalman_filter(chain, observations, method=method).log_evidence
@@ -124,6 +126,7 @@ def posterior_chain(chain: GaussianChain, observations: LinearObservations, *, m
         A chain that keeps its tensors in float64 and gives results in the dtype of the arguments.
 
     Raises:
+        TypeError: if an argument is of another kind.
         ValueError: if chain and observations do not fit, or `method` is unknown.
 
     References:
@@ -144,6 +147,7 @@ def smooth(chain: GaussianChain, observations: LinearObservations, *, method: st
         method: "sequential", "parallel" or "auto", which takes the faster one.
 
     Raises:
+        TypeError: if an argument is of another kind.
         ValueError: if chain and observations do not fit, or `method` is unknown.
     """
     batch, dtype = _fit(chain, observations)
@@ -174,6 +178,7 @@ def sample_posterior(
         Paths ``(*sample, *batch, T, D)``.
 
     Raises:
+        TypeError: if an argument is of another kind.
         ValueError: if chain, observations and noise do not fit, or `method` is unknown.
     """
     return posterior_chain(chain, observations, method=method).sample(standard_normal, method)
@@ -181,6 +186,10 @@ def sample_posterior(
 
 def _fit(chain: GaussianChain, observations: LinearObservations) -> tuple[torch.Size, torch.dtype]:
     """Joint batch shape and dtype."""
+    for name, value, kind in (("chain", chain, GaussianChain), ("observations", observations, LinearObservations)):
+        if not isinstance(value, kind):
+            msg = f"`{name}` must be a {kind.__name__}, received {type(value).__name__}."
+            raise TypeError(msg)
     if (chain.num_points, chain.dim) != (observations.num_points, observations.dim):
         msg = (
             f"`chain` has {chain.num_points} points of dimension {chain.dim}, but `observations` have "

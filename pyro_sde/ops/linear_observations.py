@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._arguments import check_floating
 from ._psd import check_finite, unique_entries
 
 __all__ = ["LinearObservations", "WhiteObservations"]
@@ -16,7 +17,13 @@ _LOG_2PI = math.log(2 * math.pi)
 
 
 class WhiteObservations(NamedTuple):
-    """Observations scaled to independent unit noise, float64, with one batch dimension; missing ones are zero rows."""
+    """Observations scaled to independent unit noise, float64, with one batch dimension; missing ones are zero rows.
+
+    Attributes:
+        rows: ``(B, T, O, D)``.
+        values: ``(B, T, O)``.
+        constant: what the log-density has beyond that of the scaled values without 2 pi, ``(B,)``.
+    """
 
     rows: Tensor  # (B, T, O, D)
     values: Tensor  # (B, T, O)
@@ -159,11 +166,7 @@ def _report_noise(name: str, first: list[int]) -> None:
 
 def _check_shapes(given: dict[str, Tensor]) -> torch.Size:
     """Broadcast batch shape of the tensors of observations."""
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            msg = f"`{name}` must be a floating-point tensor, received {kind}."
-            raise TypeError(msg)
+    check_floating(**given)
     values, matrix = given["values"], given["matrix"]
     if values.dim() < 2 or 0 in values.shape[-2:]:
         msg = f"`values` must have shape (*batch, T, O) with T >= 1 and O >= 1, received {tuple(values.shape)}."

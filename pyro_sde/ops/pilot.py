@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+
+from ._arguments import is_finite
 
 __all__ = ["Pilot", "PilotCoefficients", "PilotNoise", "PilotSDE", "first_states"]
 
@@ -21,15 +22,15 @@ class PilotNoise(Protocol):
         ...
 
     def brownian_dim(self, diffusion: Tensor, state_dim: int) -> int:
-        """Number M of Brownian dimensions."""
+        """Number M of Brownian dimensions of a diffusion ``(..., D)`` or ``(..., D, M)``."""
         ...
 
     def batch_shape(self, diffusion: Tensor) -> torch.Size:
-        """Leading dimensions of a diffusion."""
+        """Leading dimensions ``(...)`` of a diffusion."""
         ...
 
     def expand(self, diffusion: Tensor, state: Tensor) -> Tensor:
-        """Diffusion broadcast to the leading dimensions of `state`."""
+        """Diffusion broadcast to the leading dimensions of `state` ``(..., D)``."""
         ...
 
     def gram(self, diffusion: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ class PilotSDE(Protocol):
         ...
 
     def bind_rows(self, inputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Rows for `coefficients`; all None without inputs."""
+        """Rows for `coefficients`, ``(*batch, K, C)`` each; all None without inputs."""
         ...
 
     def coefficients(self, t: Tensor, z: Tensor, rows: tuple[Tensor | None, ...]) -> PilotCoefficients:
@@ -112,23 +113,26 @@ class Pilot:
 
     def __post_init__(self) -> None:
         tolerances = (self.rtol, self.atol)
-        if not all(math.isfinite(value) and value >= 0 for value in tolerances) or not max(tolerances) > 0:
+        if not all(is_finite(value) and value >= 0 for value in tolerances) or not max(tolerances) > 0:
             msg = (
-                f"`rtol` and `atol` must be finite, not negative and not both 0, received rtol={self.rtol}, "
-                f"atol={self.atol}. They bound the error of one step, in the unit of the state."
+                f"`rtol` and `atol` must be finite, not negative and not both 0, received rtol={self.rtol!r}, "
+                f"atol={self.atol!r}. They bound the error of one step, in the unit of the state."
             )
             raise ValueError(msg)
         for name, value in (("max_step", self.max_step), ("min_step", self.min_step)):
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                msg = f"`{name}` must be a positive finite number, received {value}."
+            if value is not None and not (is_finite(value) and value > 0):
+                msg = f"`{name}` must be a positive finite number, received {value!r}."
                 raise ValueError(msg)
         if self.max_step is not None and self.min_step is not None and self.max_step < self.min_step:
             msg = f"`max_step` {self.max_step:g} is smaller than `min_step` {self.min_step:g}; exchange or drop one."
             raise ValueError(msg)
         for name, count in (("paths", self.paths), ("max_steps", self.max_steps)):
-            if not isinstance(count, int) or count < 1:
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 msg = f"`{name}` must be a positive integer, received {count!r}."
                 raise ValueError(msg)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**64:
+            msg = f"`seed` must be an integer from -2**63 to 2**64 - 1, received {self.seed!r}."
+            raise ValueError(msg)
 
 
 def first_states(initial: Distribution | Tensor, pilot: Pilot, like: Tensor) -> Tensor:

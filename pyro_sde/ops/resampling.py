@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._arguments import check_floating
+
 __all__ = ["RESAMPLING", "draw", "effective_sample_size", "resample"]
 
 RESAMPLING = ("multinomial", "stratified", "systematic")
@@ -33,6 +35,7 @@ def resample(log_weights: Tensor, method: str = "systematic", num: int | None = 
         ancestors ``(n, *batch)``, int64.
 
     Raises:
+        TypeError: if `log_weights` is no floating-point tensor.
         ValueError: if `method` is unknown, `num` is not positive, or in some batch entry all weights are 0 or one is
             NaN or infinite.
 
@@ -68,6 +71,7 @@ def draw(log_weights: Tensor) -> Tensor:
         log_weights: ``(P, ...)``, unnormalised · returns ``(...)``, int64.
 
     Raises:
+        TypeError: if `log_weights` is no floating-point tensor.
         ValueError: if somewhere all weights are 0, or one is NaN or infinite.
     """
     with torch.no_grad():
@@ -80,16 +84,23 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     r"""Effective number of particles :math:`1 / \sum_p \bar w_p^2` of normalised weights, between 1 and P.
 
     Shape:
-        log_weights: ``(P, *batch)``, unnormalised · returns ``(*batch)``; NaN where no weight is positive.
+        log_weights: ``(P, *batch)``, unnormalised · returns ``(*batch)``.
+
+    Raises:
+        TypeError: if `log_weights` is no floating-point tensor.
+        ValueError: if somewhere all weights are 0, or one is NaN or infinite.
 
     References:
         Kong, Liu, Wong (1994), Sequential imputations and Bayesian missing data problems, section 4.1.
     """
+    with torch.no_grad():
+        _cumulative(log_weights)  # its checks
     return log_weights.softmax(0).square().sum(0).reciprocal()
 
 
 def _cumulative(log_weights: Tensor) -> Tensor:
     """Cumulative weights along the first axis in float64; the last is 1, and those of zero weight add nothing."""
+    check_floating(log_weights=log_weights)
     if log_weights.dim() == 0 or log_weights.shape[0] == 0:
         msg = f"`log_weights` must have shape (P, *batch) with P >= 1, received {tuple(log_weights.shape)}."
         raise ValueError(msg)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._arguments import check_tensors
 from .jit import may_compile
 
 __all__ = ["diagonal_recurrence", "linear_recurrence"]
@@ -62,6 +63,7 @@ def linear_recurrence(
         ``(K + 1, *batch, D)``, in the order of time, `initial` among them.
 
     Raises:
+        TypeError: if an argument is no tensor.
         ValueError: if shapes do not fit, `form` is unknown or cannot take such tensors.
         ModuleNotFoundError: if "compiled" is asked for without the extra.
 
@@ -74,6 +76,7 @@ def linear_recurrence(
         >>> linear_recurrence(matrices, offsets, torch.zeros(1)).squeeze(-1)
         tensor([0., 1., 3., 7.])
     """
+    check_tensors(matrices=matrices, offsets=offsets, initial=initial)
     if matrices.dim() < 3 or matrices.shape[-1] != matrices.shape[-2]:
         msg = (
             f"`matrices` must have shape (K, *batch, D, D), received {tuple(matrices.shape)}. Use "
@@ -93,6 +96,7 @@ def diagonal_recurrence(
         ``(K + 1, *batch, D)``.
 
     Raises:
+        TypeError: if an argument is no tensor.
         ValueError: if shapes do not fit, `form` is unknown or cannot take such tensors.
         ModuleNotFoundError: if "compiled" is asked for without the extra.
 
@@ -100,6 +104,7 @@ def diagonal_recurrence(
         >>> diagonal_recurrence(torch.full((3, 1), 2.0), torch.ones(3, 1), torch.zeros(1)).squeeze(-1)
         tensor([0., 1., 3., 7.])
     """
+    check_tensors(factors=factors, offsets=offsets, initial=initial)
     return _recurrence(factors.unsqueeze(-1), offsets, initial, reverse, form)
 
 

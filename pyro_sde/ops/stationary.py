@@ -3,9 +3,11 @@ r"""Stationary laws of linear SDEs :math:`dz = (A z + b)\,dt + L\,dW`."""
 from __future__ import annotations
 
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from ._matrices import balance, check_system, kron, matrix_norm, one_batch
+from ._psd import check_finite
 
 __all__ = ["stationary_moments"]
 
@@ -29,12 +31,18 @@ def stationary_moments(
         mean ``(*batch, D)`` and covariance ``(*batch, D, D)``.
 
     Raises:
-        ValueError: if an eigenvalue of A has a real part that is not negative.
+        TypeError: if an argument is no tensor of real numbers.
+        ValueError: if shapes do not fit, an eigenvalue of A has a real part that is not negative, or an entry is not
+            finite and Pyro's validation is on.
 
     References:
         Särkkä and Solin (2019), Applied Stochastic Differential Equations, section 6.5.
     """
     check_system(matrix, diffusion, offset)
+    if is_validation_enabled():  # as in `discretise`
+        for argument, tensor in (("matrix", matrix), ("diffusion", diffusion), ("offset", offset)):
+            if tensor is not None:
+                check_finite(tensor, argument, False, 1 if argument == "offset" else 2)
     a, noise = matrix.double(), diffusion.double()
     units = balance(a.detach())
     a = a * units.unsqueeze(-2) / units.unsqueeze(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._grid_times import as_tensor
 from ._window_checks import check_fine_steps, check_intervals, check_margins, check_within
 from ._window_layout import WindowLayout, rows_grid
 from .grid import TimeGrid
@@ -16,7 +17,7 @@ class Windows(WindowLayout):
     r"""Union of intervals of a coarse grid, on which a fine path lives; different for each series.
 
     Windows begin and end at coarse grid points (given times are moved outwards to them); those that overlap or touch
-    are merged. Inside, every coarse step :math:`H` is cut into `fine_steps` equal steps :math:`h = H / n`. The rows of
+    are merged. Inside, every coarse step :math:`H` is cut into n = `fine_steps` equal steps :math:`H / n`. The rows of
     a fine path are the fine grid points of the first window, then of the second, and so on; the step from the last row
     of a window to the first row of the next one is a *gap*. A series with fewer rows is padded by its last row. Cost:
     O(batch x K n) once.
@@ -47,6 +48,7 @@ class Windows(WindowLayout):
         holes: steps of the coarse grid that are gaps of the level above, ``(*batch, K)``, bool; no windows there.
 
     Raises:
+        TypeError: if `grid` is no `TimeGrid`, or a time is no number.
         ValueError: if a window is empty or outside the grid, or an observation is in no window.
 
     Example:
@@ -91,11 +93,15 @@ class Windows(WindowLayout):
         Raises:
             ValueError: as `around`, and if the windows do not lie inside those of the level above.
         """
+        if not isinstance(outer, Windows):
+            msg = f"`outer` must be Windows, received {type(outer).__name__}."
+            raise TypeError(msg)
         return cls._around(rows_grid(outer), before, after, fine_steps, outer)
 
     @classmethod
     def _around(cls, grid: TimeGrid, before: float, after: float, fine_steps: int, outer: Windows | None) -> Windows:
         check_margins(before, after)
+        _check_grid(grid)
         times = grid.times.detach()
         low, high = times[..., :1], times[..., -1:]
         seen = grid.observed_times.detach()  # padded entries repeat a valid time: the same window again
@@ -109,8 +115,12 @@ class Windows(WindowLayout):
         self, grid: TimeGrid, starts: Tensor, ends: Tensor, fine_steps: int, outer: Windows | None
     ) -> None:
         check_fine_steps(fine_steps)
+        _check_grid(grid)
         times = grid.times.detach()
-        starts, ends = (torch.as_tensor(value, dtype=times.dtype, device=times.device) for value in (starts, ends))
+        starts, ends = (
+            as_tensor(value, name, dtype=times.dtype, device=times.device)
+            for value, name in ((starts, "starts"), (ends, "ends"))
+        )
         check_intervals(starts, ends, grid)
         batch = torch.broadcast_shapes(starts.shape[:-1], grid.batch_shape)
         times = times.expand(*batch, -1).contiguous()
@@ -148,6 +158,12 @@ class Windows(WindowLayout):
             f"Windows(batch_shape={tuple(self.batch_shape)}, rows={self._points.shape[-1]}, gaps={self.num_gaps}, "
             f"fine_steps={self.fine_steps}, skipped>={low:.3g})"
         )
+
+
+def _check_grid(grid: object) -> None:
+    if not isinstance(grid, TimeGrid):
+        msg = f"`grid` must be a TimeGrid, received {type(grid).__name__}. Build TimeGrid(times) first."
+        raise TypeError(msg)
 
 
 def gather_rows(values: Tensor, index: Tensor) -> Tensor:

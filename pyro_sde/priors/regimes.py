@@ -8,6 +8,7 @@ from torch.nn.functional import logsigmoid
 
 from ..distributions.regime_chain import RegimeChain
 from ..nn.base import check_positive
+from ..ops._arguments import check_numbers
 
 __all__ = ["MarkovRegimes", "StickBreakingRegimes", "stick_breaking"]
 
@@ -31,6 +32,7 @@ class MarkovRegimes(nn.Module):
     def __init__(self, num_regimes: int, *, stay: float = 0.95) -> None:
         super().__init__()
         width = check_positive("num_regimes", num_regimes)
+        check_numbers(stay=stay)
         if not 0 < stay < 1:
             msg = f"`stay` must satisfy 0 < stay < 1, received {stay}."
             raise ValueError(msg)
@@ -79,6 +81,7 @@ class StickBreakingRegimes(nn.Module):
     def __init__(self, num_regimes: int, state_dim: int, *, recurrent_only: bool = False, stay: float = 0.95) -> None:
         super().__init__()
         width = check_positive("num_regimes", num_regimes)
+        check_numbers(stay=stay)
         if not 0 < stay < 1:
             msg = f"`stay` must satisfy 0 < stay < 1, received {stay}."
             raise ValueError(msg)

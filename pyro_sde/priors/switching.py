@@ -2,6 +2,8 @@ r"""Dynamics that switch between regimes: linear ones, and networks."""
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from ..distributions.switching import SwitchingPath
 from ..nn.base import check_positive
 from ..nn.gated_transition import SCALE_FLOOR
 from ..nn.mlp import MLP
+from ..ops._arguments import check_numbers
 from ..ops.gaussian_chain import GaussianChain
 from ._regime_start import fit_regimes
 from .regimes import MarkovRegimes, StickBreakingRegimes
@@ -20,6 +23,12 @@ from .regimes import MarkovRegimes, StickBreakingRegimes
 __all__ = ["SwitchingLinearPrior", "SwitchingNetworkPrior"]
 
 Regimes = MarkovRegimes | StickBreakingRegimes
+
+
+def _check_regimes(regimes: object) -> None:
+    if not isinstance(regimes, Regimes):
+        msg = f"`regimes` must be MarkovRegimes or StickBreakingRegimes, received {type(regimes).__name__}."
+        raise TypeError(msg)
 
 
 class SwitchingLinearPrior(nn.Module):
@@ -48,8 +57,10 @@ class SwitchingLinearPrior(nn.Module):
 
     def __init__(self, regimes: Regimes, state_dim: int, *, scale: float = 0.1) -> None:
         super().__init__()
-        if not scale > 0:
-            msg = f"`scale` must be positive, received {scale}."
+        _check_regimes(regimes)
+        check_numbers(scale=scale)
+        if not 0 < scale < math.inf:
+            msg = f"`scale` must be positive and finite, received {scale}."
             raise ValueError(msg)
         size = (regimes.num_regimes, check_positive("state_dim", state_dim))
         self.regimes = regimes
@@ -168,9 +179,10 @@ class SwitchingNetworkPrior(nn.Module):
         self, regimes: Regimes, state_dim: int, hidden: tuple[int, ...] = (32,), *, input_dim: int = 0
     ) -> None:
         super().__init__()
+        _check_regimes(regimes)
         self.regimes = regimes
         self.state_dim = check_positive("state_dim", state_dim)
-        self.input_dim = input_dim
+        self.input_dim = check_positive("input_dim", input_dim) if input_dim != 0 else 0
         self.net = MLP(state_dim + input_dim, 2 * state_dim * regimes.num_regimes, hidden)
         self.initial_loc = nn.Parameter(torch.zeros(state_dim))
         self.initial_log_scale = nn.Parameter(torch.zeros(state_dim))

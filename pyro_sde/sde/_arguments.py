@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from numbers import Integral, Real
 
-from torch import Tensor
+from ..ops._arguments import check_numeric
 
 __all__ = ["check_coefficients", "is_count"]
 
@@ -19,11 +19,8 @@ def check_coefficients(**values: object) -> None:
         TypeError: if a value is of another kind; the message names it.
         ValueError: if a number is not finite.
     """
+    check_numeric(**values)
     for name, value in values.items():
-        if not isinstance(value, Real | Tensor) or (isinstance(value, Tensor) and value.is_complex()):
-            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            msg = f"`{name}` must be a number or a tensor of real numbers, received {kind}."
-            raise TypeError(msg)
         if isinstance(value, Real) and not math.isfinite(value):
             msg = f"`{name}` must be finite, received {value}."
             raise ValueError(msg)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ..ops._arguments import check_numeric
 from ._constraints import Domain, Elementwise, Face
 from .noise import Noise
 
@@ -27,6 +28,9 @@ class Interval(Elementwise):
 
     Raises:
         ValueError: if ``low < high`` does not hold everywhere, or an end is not finite.
+
+    References:
+        Øksendal (2003), Stochastic Differential Equations, theorem 4.2.1 (Itô's formula).
     """
 
     low: Tensor | float
@@ -34,6 +38,7 @@ class Interval(Elementwise):
 
     def __init__(self, low: Tensor | float = 0.0, high: Tensor | float = 1.0) -> None:
         super().__init__()
+        check_numeric(low=low, high=high)
         lower, upper = torch.as_tensor(low).detach(), torch.as_tensor(high).detach()
         if not bool((torch.isfinite(lower) & torch.isfinite(upper) & (lower < upper)).all()):
             msg = (
@@ -117,6 +122,9 @@ class Arcsine(Interval):
 
     Raises:
         ValueError: if ``low < high`` does not hold everywhere, or an end is not finite.
+
+    Derivation:
+        :math:`dv/dx = 1 / (2 \sqrt{(x - a)(b - x)})`, times :math:`g`.
     """
 
     bounds = (0.0, 0.5 * torch.pi)
@@ -155,6 +163,9 @@ class Simplex(Domain):
     Drift and every column of the diffusion must sum to 0 over the state, which elementwise noise cannot do: the noise
     type must be "general", "additive" or "scalar". Densities are with respect to the first D - 1 entries, as that of
     the Dirichlet law of torch.
+
+    References:
+        Øksendal (2003), Stochastic Differential Equations, theorem 4.2.1 (Itô's formula).
     """
 
     text = "x on the simplex"

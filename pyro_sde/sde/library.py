@@ -2,7 +2,7 @@ r"""A library of SDEs: the field's standard examples and a learnable one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,10 @@ class StochasticLorenz(SDE):
         parameters: :math:`(a, b, c)`, three numbers or a tensor ``(*batch, 3)``.
         noise: :math:`(\beta_1, \beta_2, \beta_3)`, three numbers or a tensor ``(*batch, 3)``.
 
+    Raises:
+        TypeError: if a value is no real number or tensor of such.
+        ValueError: if there are not three of them, or one is not finite.
+
     References:
         Li, Wong, Chen, Duvenaud (2020), arXiv 2001.01328, section 9.10.2.
     """
@@ -80,8 +84,8 @@ class StochasticLorenz(SDE):
         noise: Sequence[float] | Tensor = (0.1, 0.28, 0.3),
     ) -> None:
         super().__init__(
-            _Function(_lorenz, _vector(parameters)),
-            _Function(_componentwise, _vector(noise)),
+            _Function(_lorenz, _three("parameters", parameters)),
+            _Function(_componentwise, _three("noise", noise)),
         )
 
 
@@ -240,6 +244,15 @@ class _LangevinDrift(nn.Module):
         return torch.cat([velocity.expand_as(acceleration), acceleration], -1)
 
 
-def _vector(values: Sequence[float] | Tensor) -> Tensor | tuple[float, ...]:
+def _three(name: str, values: Sequence[float] | Tensor) -> Tensor | tuple[float, ...]:
     """Numbers stay Python floats, exact in every dtype: a tensor would have rounded 8/3 to float32 already."""
-    return values if isinstance(values, Tensor) else tuple(float(value) for value in values)
+    if isinstance(values, Tensor):
+        if values.shape[-1:] == (3,):
+            check_coefficients(**{name: values})
+            return values
+    elif isinstance(values, Iterable) and not isinstance(values, str) and len(numbers := tuple(values)) == 3:
+        check_coefficients(**{f"{name}[{i}]": value for i, value in enumerate(numbers)})
+        return tuple(float(value) for value in numbers)
+    shape = f"a tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else repr(values)
+    msg = f"`{name}` must be three numbers or a tensor (*batch, 3), received {shape}."
+    raise ValueError(msg)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 
@@ -266,8 +266,12 @@ def check_parts(name: str, parts: Sequence[LinearSDE]) -> Sequence[LinearSDE]:
     """The parts of a compound process.
 
     Raises:
+        TypeError: if they are no sequence.
         ValueError: if there is none, or one is no linear SDE.
     """
+    if not isinstance(parts, Iterable):
+        msg = f"`{name}` must be a sequence of linear SDEs, received {type(parts).__name__}."
+        raise TypeError(msg)
     if not parts or not all(isinstance(part, LinearSDE) for part in parts):
         received = [type(part).__name__ for part in parts]
         msg = f"`{name}` must hold at least one linear SDE and nothing else, received {received}."
@@ -288,7 +292,10 @@ def systems_of(parts: nn.ModuleList, device: torch.device | None) -> list[Linear
 
 
 def shape_of(value: Parameter | None) -> torch.Size:
-    """Shape of a hyper-parameter; of the prior if it is a sample, and none where it is not known yet."""
+    """Shape of a hyper-parameter, ``()`` for a number; of the prior if it is a sample.
+
+    It is ``()`` too where it is not known yet.
+    """
     given = value.init_value if isinstance(value, PyroParam) else value
     if isinstance(given, PyroSample) and isinstance(given.prior, TorchDistributionMixin):
         return given.prior.shape()

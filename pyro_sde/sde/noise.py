@@ -248,15 +248,17 @@ class MatrixNoise(Noise):
         """The last two axes must be ``(D, M)``."""
         if diffusion.dim() < 2 or diffusion.shape[-2] != state.shape[-1]:
             return 'return a matrix (*batch, D, M), or set noise_type="diagonal" for an elementwise diffusion'
+        if diffusion.shape[-1] == 0:
+            return "there is no Brownian motion: give it a column at least, of zeros for states without noise"
         if self.columns is not None and diffusion.shape[-1] != self.columns:
             return 'scalar noise has one Brownian motion: return (*batch, D, 1), or set noise_type="general"'
         return None
 
 
 def trailing_singleton(value: Tensor, state: Tensor) -> bool:
-    """Whether a coefficient has an axis of size 1 too many, as (B, D, 1) for states (B, D).
+    """Whether a coefficient has an axis of size 1 too many, as ``(B, D, 1)`` for states ``(B, D)``.
 
-    A captured (B, 1) tensor times states (D,) without a batch has shape (B, D), and is right also if B = D.
+    A captured ``(B, 1)`` tensor times states ``(D,)`` without a batch is ``(B, D)``, and is right also if B = D.
     """
     one_too_many = value.dim() > 0 and value.shape[-1] == 1 and value.shape[:-1] == state.shape
     return one_too_many and state.numel() > 1

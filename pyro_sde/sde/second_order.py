@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..nn.base import check_positive
+from ..nn.base import check_positive, check_widths
+from ..ops._arguments import check_numbers
 from .base import SDE
 
 __all__ = ["SecondOrderSDE"]
@@ -40,6 +41,10 @@ class SecondOrderSDE(SDE):
         TypeError: if `acceleration` cannot be called.
         ValueError: if `dim`, `stiffness` or `noise_scale` is out of range.
 
+    Definition:
+        Newton's equation of points of mass 1 with white noise in their acceleration. With friction in a it is the
+        Langevin equation, Pavliotis (2014), Stochastic Processes and Applications, chapter 6.
+
     Example:
         >>> sde = SecondOrderSDE(lambda z: -z[..., 1:], dim=1, stiffness=4.0)
         >>> sde.drift(torch.zeros(1), torch.tensor([1.0, 3.0]))
@@ -59,6 +64,8 @@ class SecondOrderSDE(SDE):
         if not callable(acceleration):
             msg = f"`acceleration` must be a function of the state, received {type(acceleration).__name__}."
             raise TypeError(msg)
+        check_numbers(stiffness=stiffness, noise_scale=noise_scale)
+        batch_shape = tuple(check_widths("batch_shape", batch_shape))
         if not (stiffness >= 0 and math.isfinite(stiffness)):
             msg = f"`stiffness` must be a finite number >= 0, received {stiffness}. A spring of 0 is none."
             raise ValueError(msg)

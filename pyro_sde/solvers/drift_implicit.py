@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..ops._arguments import check_numbers
 from .base import Field, Solver, State, Step
 from .derivatives import state_jacobian
 
@@ -45,6 +46,7 @@ class DriftImplicitEuler(Solver):
     has_density = True
 
     def __init__(self, theta: float = 1.0) -> None:
+        check_numbers(theta=theta)
         if not 0 < theta <= 1:
             msg = f"`theta` must be in (0, 1], received {theta}. For 0 use EulerMaruyama()."
             raise ValueError(msg)

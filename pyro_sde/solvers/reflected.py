@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ..ops._arguments import check_floating, check_numeric
 from .base import Field, Rows, Solver, State, Step
 from .loop import euler_step
 
@@ -48,6 +49,7 @@ class ReflectedEuler(Solver):
         if lower is None and upper is None:
             msg = "give `lower`, `upper` or both; without a boundary use EulerMaruyama()."
             raise ValueError(msg)
+        check_numeric(**{n: end for n, end in (("lower", lower), ("upper", upper)) if end is not None})
         low = torch.as_tensor(-torch.inf if lower is None else lower).detach()
         high = torch.as_tensor(torch.inf if upper is None else upper).detach()
         if not bool((low < high).all()):
@@ -90,7 +92,7 @@ class ReflectedEuler(Solver):
         """One explicit Euler step and its mirror image."""
         coefficients = field.coefficients(step.t, z, step.rows)
         following = euler_step(field.noise, z, step.increments.dt, step.increments.W, coefficients)
-        return reflect(following, self.lower, self.upper), state
+        return _mirrored(following, self.lower, self.upper), state
 
     def check_inside(self, path: Tensor, times: Tensor) -> None:
         """Raise ValueError unless every state of a path is inside the boundaries or on them.
@@ -122,17 +124,23 @@ def reflect(z: Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
         lower: number or tensor broadcastable to z; None or -inf for no boundary.
         upper: likewise.
 
+    Returns:
+        States ``(..., D)``.
+
     Raises:
-        TypeError: if `z` is no floating-point tensor.
+        TypeError: if `z` is no floating-point tensor, or a boundary neither a number nor a tensor of real numbers.
 
     Example:
         >>> reflect(torch.tensor([-0.3, 0.4, 1.2, 2.1]), 0.0, 1.0)
         tensor([0.3000, 0.4000, 0.8000, 0.1000])
     """
-    if not isinstance(z, Tensor) or not z.is_floating_point():
-        kind = z.dtype if isinstance(z, Tensor) else type(z).__name__
-        msg = f"`z` must be a floating-point tensor, received {kind}."
-        raise TypeError(msg)
+    check_floating(z=z)
+    check_numeric(**{n: end for n, end in (("lower", lower), ("upper", upper)) if end is not None})
+    return _mirrored(z, lower, upper)
+
+
+def _mirrored(z: Tensor, lower: Bound, upper: Bound) -> Tensor:
+    """As `reflect`, without checks: for every step."""
     if upper is None:
         low, _ = _bounds(z, lower, None)
         return torch.where(z < low, 2 * low - z, z)

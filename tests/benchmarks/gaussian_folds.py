@@ -1,6 +1,6 @@
 """How near a posterior comes to the exact one: OU, Beneš and double-well folds of the CVI-DP benchmark.
 
-Task: the training folds of Verma, Adam and Solin (2024), arXiv 2310.20609, one series of 32 observations each; their
+Task: the training folds of Verma, Adam and Solin (2024), arXiv 2306.02066, one series of 32 observations each; their
 data where `$PYRO_SDE_DATA` has it in ``cvi_dp/``, a new simulation by the same recipe otherwise. Metric: the evidence
 lower bound in nats, in the notes, beside the exact log evidence; the columns are CPU milliseconds. Baseline: the best
 Gaussian law of the path, the optimum of what Gaussian variational inference for diffusions can reach. Expected band: 0

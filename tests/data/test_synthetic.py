@@ -31,6 +31,14 @@ def equal(one, two):
     )
 
 
+def test_numbers_may_come_in_tensors():
+    drift, noise = (10.0, 28.0, 2.5), (0.1, 0.2, 0.25)
+    plain = simulate("stochastic_lorenz", drift=drift, diffusion=noise)
+    assert equal(plain, simulate("stochastic_lorenz", drift=torch.tensor(drift), diffusion=noise))
+    theta = simulate("ornstein_uhlenbeck", theta=torch.tensor(0.5, dtype=torch.float64))
+    assert equal(simulate("ornstein_uhlenbeck", theta=0.5), theta)
+
+
 def test_every_simulator_has_a_row():
     assert sorted(TABLE) == synthetic.__all__
 
@@ -208,6 +216,10 @@ def test_sine_is_the_published_toy():
         ("ornstein_uhlenbeck", {"num_times": 0}, "`num_times` must be at least 1"),
         ("double_well", {"rate": float("nan")}, "`rate` must be positive and finite, received nan"),
         ("double_well", {"sigma": float("inf")}, "`sigma` must be positive and finite, received inf"),
+        ("stochastic_lorenz", {"drift": (1.0, None, 2.0, 3.0)}, r"`drift` must hold 3 finite number\(s\), received"),
+        ("stochastic_lorenz", {"drift": ("10", 1.0, 2.0)}, r"`drift` must hold 3 finite number\(s\), received"),
+        ("stochastic_lorenz", {"drift": ("10", 1.0, 2.0, 3.0)}, r"`drift` must hold 3 finite number\(s\), received"),
+        ("stochastic_lorenz", {"drift": 3.0}, r"`drift` must hold 3 finite number\(s\), received 3.0"),
         ("stochastic_lorenz", {"drift": (1.0, 2.0)}, r"`drift` must hold 3 finite number\(s\), received"),
         ("stochastic_lorenz", {"diffusion": (0.1, -0.1, 0.1)}, "`diffusion` must hold 3 .*, each at least 0"),
         ("irregular_sine", {"noise": -0.1}, "`noise` must hold 1 .*, each at least 0"),

@@ -1,12 +1,16 @@
 """Bias, variation and gradient noise of known problems: a linear model whose bounds have closed forms."""
 
+import logging
 import math
+import re
 from typing import NamedTuple
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from pyro.params.param_store import ParamStoreDict
 
 from pyro_sde.diagnostics._discretisation_fit import fit_steps, largest_step
@@ -412,7 +416,16 @@ def test_paths_without_the_batch_of_the_law_are_refused():
         quadratic_variation(torch.zeros(5, 201, 1), ou().expand([3]))
 
 
-@pytest.mark.parametrize("lags", [(), (0, 1), (2, 1), (1, 201)])
+@pytest.mark.parametrize("lags", [[1, 3], np.array([1, 3]), (np.int64(1), np.int32(3)), range(1, 4, 2)], ids=repr)
+def test_lags_may_be_whole_numbers_of_any_kind(lags):
+    law = ou()
+    path = law.sample((5,))
+    found, right = quadratic_variation(path, law, lags=lags), quadratic_variation(path, law, lags=(1, 3))
+    assert found.lags == (1, 3)
+    assert torch.equal(found.ratio, right.ratio)
+
+
+@pytest.mark.parametrize("lags", [(), (0, 1), (2, 1), (1, 201), (1, 2.0), (1, 2.5, 4), 3])
 def test_lags_that_no_path_has_are_refused(lags):
     with pytest.raises(ValueError, match="`lags` must be increasing integers from 1 to below the 201 points"):
         quadratic_variation(torch.zeros(5, 201, 1), ou(), lags=lags)
@@ -610,6 +623,36 @@ def test_a_pair_that_cannot_be_vectorised_runs_draw_by_draw():
     assert torch.allclose(site.variation.ratio, same.variation.ratio, atol=0.1)
     assert site.increments.ratio == pytest.approx(same.increments.ratio, rel=0.5)
     assert report.bias.standard_error == pytest.approx(together.bias.standard_error, rel=0.5)
+
+
+def test_nothing_is_written_to_the_log_of_pyro(caplog):
+    elbo = Trace_ELBO(num_particles=2, vectorize_particles=True)
+    with caplog.at_level(logging.INFO), caplog.at_level(logging.INFO, logger="pyro"):  # Pyro 1.9.1 takes the first
+        elbo.loss(model, guide, line_of(0.1))
+        assert "Guessed max_plate_nesting" in caplog.text  # as the log would have it
+        caplog.clear()
+        discretisation(model, guide, line_of(0.1), num_particles=5)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("growth", "draws"), [(0.3, 200), (40.0, 50)], ids=["some paths", "all paths"])
+def test_paths_that_grow_without_limit_are_not_tried_again_draw_by_draw(growth, draws):
+    runs = []
+
+    def explosive(grid):
+        runs.append(grid)
+        process = SDE(lambda t, z: growth * z**3, lambda t, z: torch.full_like(z, SCALE))
+        pyro.sample("z", SDEPath(process, stationary(), grid))
+
+    with pytest.raises(ValueError, match="became non-finite") as caught:
+        discretisation(model, explosive, line_of(0.05), num_particles=draws)
+    assert len(runs) < 10
+    chain, error = set(), caught.value
+    while error is not None:  # Pyro adds the shapes of the trace, and so an error
+        chain |= set(re.findall(r"in (\d+) of (\d+) paths", str(error)))
+        error = error.__context__
+    (affected,) = chain  # no attempt behind the one that is told
+    assert affected[1] == (str(draws) if growth < 1 else "1")
 
 
 def test_an_automatic_guide_runs_on_all_grids():

@@ -190,8 +190,9 @@ def test_bad_phase_planes_are_refused():
         plot_phase(lambda t, z: z[..., :1], torch.zeros(3, 5, 2))
 
 
-def test_panels_share_one_figure_and_take_plots():
-    axes = panels(2, size=(6.0, 4.0))
+@pytest.mark.parametrize("size", [(6.0, 4.0), [6.0, 4.0]], ids=["tuple", "list"])
+def test_panels_share_one_figure_and_take_plots(size):
+    axes = panels(2, size=size)
     assert len(axes) == 2
     assert axes[0].figure is axes[1].figure
     assert len(axes[0].figure.axes) == 2

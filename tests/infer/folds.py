@@ -1,6 +1,6 @@
 """The cross-validation folds of Verma, Adam and Solin (2024), simulated anew, and a neural posterior for them.
 
-The processes, spans, noises and numbers of observations are those of arXiv 2310.20609 and its published data: 40
+The processes, spans, noises and numbers of observations are those of arXiv 2306.02066 and its published data: 40
 observations at times of a grid of spacing 0.01, of which a fold keeps 32. Nothing of the data is copied; where
 `$PYRO_SDE_DATA` has the published files in ``cvi_dp/``, `published` reads them.
 """

@@ -190,7 +190,7 @@ def test_bad_input_is_named(known, points, message):
 
 
 def test_batches_that_do_not_fit_are_named():
-    with pytest.raises(ValueError, match="batch dimensions of `known` and of the law must broadcast"):
+    with pytest.raises(ValueError, match="batch dimensions of `known` and of `law` must broadcast"):
         continue_path(sde(TIMES.expand(2, 3)), torch.zeros(3, 2, 1, dtype=F64))
 
 
@@ -199,9 +199,12 @@ def test_laws_that_have_no_single_steps_are_named():
     law = RecurrentPath(
         gru, lambda d, c: dist.Normal(d[..., :1], 1.0).to_event(1), torch.zeros(2), torch.zeros(1, 4, 2)
     )
-    with pytest.raises(TypeError, match="a RecurrentPath cannot be continued: pass an SDEPath"):
+    with pytest.raises(TypeError, match="`law` is a RecurrentPath, which cannot be continued: pass an SDEPath"):
         continue_path(law, torch.zeros(1, 2, 1))
-    with ContinuePaths({"x": torch.zeros(1, 2, 1)}), pytest.raises(TypeError, match="site 'x': a RecurrentPath"):
+    with (
+        ContinuePaths({"x": torch.zeros(1, 2, 1)}),
+        pytest.raises(TypeError, match="site 'x': `law` is a RecurrentPath"),
+    ):
         pyro.sample("x", law)
     with ContinuePaths({"z": torch.zeros(9, 1)}), pytest.raises(ValueError, match="site 'z': `known` must hold"):
         pyro.sample("z", sde())

@@ -454,7 +454,7 @@ def test_likelihoods_that_are_not_finite_are_reported():
 def test_a_guide_whose_density_is_zero_is_reported():
     problem = Linear()
     guide = SDEPath(problem.sde, dist.Normal(torch.zeros(1), 1e-200, validate_args=False).to_event(1), problem.grid)
-    with pytest.raises(ValueError, match="densities of guide and law are at fault"):
+    with pytest.raises(ValueError, match="densities of `guide` and `path` are at fault"):
         particle_filter(problem.law, problem.likelihood, 5, guide=guide)
 
 

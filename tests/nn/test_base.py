@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -235,6 +236,10 @@ def test_sizes_must_be_positive_integers(name):
     sizes = {"value_dim": 1, "state_dim": 1, "context_dim": 4, name: 0}
     with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1, received 0"):
         GRUEncoder(**sizes)
+
+
+def test_whole_numbers_of_numpy_are_taken():
+    assert type(check_positive("width", np.int64(3))) is int
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, "3"])

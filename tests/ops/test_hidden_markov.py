@@ -53,6 +53,18 @@ def brute(request):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_one_table_serves_all_steps_of_series_of_any_length(form):
+    initial, table, likelihood = problem((3,), points=6)
+    lengths = torch.tensor([6, 2, 1])
+    shared = HiddenMarkov(initial, table[0, 0], likelihood, lengths=lengths, form=form)
+    given = HiddenMarkov(initial, table[0, 0].expand(5, 3, 3), likelihood, lengths=lengths, form=form)
+    torch.testing.assert_close(shared.log_evidence(), given.log_evidence(), rtol=0, atol=0)
+    for b, n in enumerate(lengths.tolist()):
+        alone = HiddenMarkov(initial[b], table[0, 0], likelihood[b, :n], form=form)
+        torch.testing.assert_close(shared.log_evidence()[b], alone.log_evidence(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_evidence_is_the_sum_over_all_paths(brute, form):
     parts, _, joint = brute
     torch.testing.assert_close(HiddenMarkov(*parts, form=form).log_evidence(), joint.logsumexp(0), rtol=0, atol=1e-12)

@@ -138,7 +138,7 @@ def test_an_observation_outside_every_window_is_named():
     [
         ((torch.zeros(1), torch.zeros(2)), "one shape"),
         ((torch.tensor(0.0), torch.tensor(1.0)), "one shape"),
-        ((torch.tensor([1.0]), torch.tensor([0.5])), "start <= end"),
+        ((torch.tensor([1.0]), torch.tensor([0.5])), "`starts` <= `ends`"),
         ((torch.tensor([0.0]), torch.tensor([11.0])), "grid end"),
         ((torch.tensor([-1.0]), torch.tensor([6.0])), "grid start"),
     ],

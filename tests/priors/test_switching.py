@@ -235,7 +235,7 @@ def test_the_best_of_several_starts_is_kept():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="`scale` must be positive, received 0"):
+    with pytest.raises(ValueError, match="`scale` must be positive and finite, received 0"):
         SwitchingLinearPrior(MarkovRegimes(2), 2, scale=0)
     with pytest.raises(ValueError, match="`state_dim` must be an integer >= 1"):
         SwitchingLinearPrior(MarkovRegimes(2), 0)

@@ -292,3 +292,17 @@ def test_neural_sde_with_reversion_is_bounded_and_pulled():
     z = 1e6 * torch.ones(1, 2)
     drift = pulled.coefficients(torch.zeros(1), z, (None,)).drift
     torch.testing.assert_close(drift, -0.5 * z, rtol=1e-3, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"parameters": 3}, r"`parameters` must be three numbers or a tensor \(\*batch, 3\), received 3"),
+        ({"noise": (0.1, 0.2)}, r"`noise` must be three numbers .* received \(0.1, 0.2\)"),
+        ({"noise": torch.ones(3, 2)}, r"`noise` must be three numbers .* received a tensor of shape \(3, 2\)"),
+        ({"parameters": (10.0, math.nan, 1.0)}, r"`parameters\[1\]` must be finite, received nan"),
+    ],
+)
+def test_lorenz_parameters_that_are_not_three_are_refused(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        StochasticLorenz(**arguments)
