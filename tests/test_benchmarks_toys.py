@@ -24,8 +24,9 @@ def dense_evidence(toy: toys.Toy) -> float:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_evidence_is_that_of_the_gaussian_process(seed):
-    toy = toys.ou(seed)
+@pytest.mark.parametrize("make", [toys.ou, toys.ou_random_times])
+def test_the_evidence_is_that_of_the_gaussian_process(make, seed):
+    toy = make(seed)
     assert toy.evidence() == pytest.approx(dense_evidence(toy), abs=1e-6)
 
 

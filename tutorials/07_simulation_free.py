@@ -278,4 +278,4 @@ except ValueError as error:
 # * It needs a likelihood that is a product over times, and noise in every dimension.
 #
 # Next: [train without simulating](../how-to/simulation-free.md) has long series, time samplers and marginals with
-# several modes; [how fine is fine enough](09_how_fine.md); [choosing the gradient](05_choosing_the_gradient.md).
+# several modes; [how fine is fine enough](09_how_fine.md); [forecasts of walks](11_walks_from_three_frames.md).

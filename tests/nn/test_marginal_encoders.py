@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from pyro_sde.nn._time_smoothing import TimeSmoothing
 from pyro_sde.nn.marginal_encoders import FreeMarginals, GRUMarginals, LocalMarginals
 from pyro_sde.ops.grid import TimeGrid
 
@@ -89,9 +90,65 @@ def test_gru_rows_see_the_whole_series():
 def test_local_rows_see_no_further_than_their_reach():
     encoder = make("local", layers=3)
     seen = influence(encoder, 20).nonzero().flatten()
-    assert encoder.reach == 8
+    assert encoder.reach == 8 + 7  # of the convolutions and of the averages
     # of the values one less: the reach counts the times of gaps too
-    assert (int(seen.min()), int(seen.max())) == (20 - 7, 20 + 7)
+    assert (int(seen.min()), int(seen.max())) == (20 - 14, 20 + 14)
+
+
+@pytest.mark.parametrize("reach", [None, 1, 3])
+@pytest.mark.parametrize("count", [1, 2, 11])
+def test_rows_are_averaged_with_weights_that_fall_with_the_time_between(reach, count):
+    torch.manual_seed(2)
+    smoothing = TimeSmoothing(6, 0.5, reach).double()
+    times, rows = torch.rand(3, count, dtype=D64).cumsum(-1), torch.randn(3, count, 6, dtype=D64)
+    valid = torch.rand(3, count) > 0.2
+    place = torch.arange(count)
+    apart = times.unsqueeze(-1) - times.unsqueeze(-2)
+    lengths = smoothing.log_lengths.exp().repeat_interleave(3)
+    weights = (-apart.abs().unsqueeze(-1) / lengths).exp() * valid[:, None, :, None]
+    if reach is not None:
+        weights = weights * ((place.unsqueeze(-1) - place).abs() <= reach).unsqueeze(-1)
+    expected = (weights * torch.where(valid.unsqueeze(-1), rows, 0).unsqueeze(-3)).sum(-2) / weights.sum(-2)
+    rows[~valid] = math.nan  # rows that do not count may be anything
+    assert torch.allclose(smoothing(rows, times, valid)[valid], expected[valid], atol=1e-12)
+
+
+def test_lengths_of_averages_lie_within_a_tenth_and_three_of_the_time_scale_and_are_learned():
+    smoothing = GRUMarginals(1, 1, hidden=24, time_scale=0.2).smoothing
+    lengths = smoothing.log_lengths.detach().exp()
+    assert len(lengths) == 8  # one for every three channels
+    assert (lengths.diff() > 0).all()
+    assert 0.02 < float(lengths[0]) < 0.03
+    assert 0.45 < float(lengths[-1]) < 0.6
+    rows, times = torch.randn(5, 24), torch.arange(5.0)
+    smoothing(rows, 0.2 * times, torch.ones(5, dtype=torch.bool)).square().sum().backward()
+    assert smoothing.log_lengths.grad is not None
+    assert (smoothing.log_lengths.grad != 0).all()
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_moments_change_no_faster_in_a_gap_that_is_short(name):
+    encoder = make(name)
+    values = torch.randn(20, 6, 2, dtype=D64)
+
+    @torch.no_grad()
+    def pace(gap):
+        times = torch.tensor([0.0, 0.4, 1.0, 1.0 + gap, 1.6, 2.2], dtype=D64)
+        marginals = encoder(TimeGrid(times), values)
+        *_, mean_rate, scale_rate = marginals.moments_and_rates((times[2:3] + 0.5 * gap).reshape(1, 1, 1))
+        return max(float(mean_rate.abs().max()), float(scale_rate.abs().max()))
+
+    paces = [pace(gap) for gap in (1e-2, 1e-4, 1e-6, 1e-8)]
+    assert paces[1:] == pytest.approx(paces[1:2] * 3, rel=0.01)
+    assert max(paces) < 1.5 * paces[0]
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_rows_differ_between_observations_that_are_far_apart(name):
+    encoder, times = make(name), torch.tensor([0.0, 40.0, 80.0], dtype=D64)
+    values = torch.randn(3, 2, dtype=D64, requires_grad=True)
+    mean, _ = encoder(TimeGrid(times), values).moments(times.unsqueeze(-1))
+    assert (mean.diff(dim=0).abs() > 1e-3).any()
 
 
 def test_free_marginals_start_at_mean_zero_and_the_initial_scale():
