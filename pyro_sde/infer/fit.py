@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
 from tqdm import tqdm
 
+from ..ops._arguments import check_numbers, check_whole
 from ._run import Average, Run
 from .elbo import JitPathELBO, PathELBO
 
@@ -65,16 +66,25 @@ class FitResult(NamedTuple):
 class FitOptions:
     r"""The finer settings of `fit`.
 
+    The learning rate of step n of N is the `learning_rate` of `fit` times a factor. This is :math:`n / W` up to step W,
+    the larger of `rate_warmup` and 1; then, with :math:`p = (n - W) / (N - W)` and d for `decay`, it is :math:`d^p` or
+    :math:`d + \frac{1 - d}{2} (1 + \cos \pi p)`: exponential, or half a cosine, which is flat at both ends. Warm-up:
+    Goyal et al. (2017), arXiv 1706.02677, section 2.2; cosine: Loshchilov and Hutter (2017), SGDR, arXiv 1608.03983,
+    eq. (5), without restarts.
+
     Attributes:
         elbo: loss; a `PathELBO` with its defaults if None.
         kl_warmup: steps over which the weight of the divergence rises linearly to that of `elbo`; 0 for none.
         kl_start: weight that the rise begins at, as a part of the full one, ``0 <= kl_start <= 1``. A divergence that
             costs almost nothing lets the guide's noise vanish, and the first losses can be huge; 0.2 avoids that.
-        decay: factor that the learning rate has fallen by at the last step, exponentially, ``0 < decay <= 1``.
+        decay: factor that the learning rate has fallen by at the last step, ``0 < decay <= 1``.
+        schedule: curve along which the learning rate falls, "exponential" or "cosine".
+        rate_warmup: steps over which the learning rate rises linearly, before it falls; 0 for none. A run of no more
+            steps than these does not come to the fall.
         average: decay :math:`\rho` of a moving average of the (unconstrained) parameters, ``0 < average < 1``; None for
             none. After step n, :math:`\bar\theta_n = \rho_n \bar\theta_{n-1} + (1 - \rho_n) \theta_n` with
             :math:`\rho_n = \min(\rho, n / (n + 9))`, so the start is forgotten. Validations and the trained model are
-            those of the average; buffers are not averaged (Polyak, Juditsky 1992, doi 10.1137/0330046).
+            those of the average; buffers are not averaged. Polyak and Juditsky (1992), doi 10.1137/0330046.
         clip: largest norm of the gradient of all parameters together; longer ones are shortened. None for no limit.
         validate_every: steps between validations.
         patience: stop after so many validations in a row without a new best one; None to never stop early.
@@ -83,12 +93,18 @@ class FitOptions:
         resume: go on from `checkpoint` if that file exists.
         progress: draw a progress bar.
         callback: called with a `FitStep` after every step; training stops if it returns True.
+
+    Raises:
+        TypeError: if a number of steps is no whole number, or another option of a wrong kind.
+        ValueError: if an option is out of its range.
     """
 
     elbo: ELBO | None = None
     kl_warmup: int = 0
     kl_start: float = 0.0
     decay: float = 0.1
+    schedule: Literal["exponential", "cosine"] = "exponential"
+    rate_warmup: int = 0
     average: float | None = None
     clip: float | None = 10.0
     validate_every: int = 50
@@ -100,14 +116,23 @@ class FitOptions:
     callback: Callable[[FitStep], bool | None] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("validate_every", "checkpoint_every", "patience"):
+        for name in ("validate_every", "checkpoint_every", "patience", "kl_warmup", "rate_warmup"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is None and name == "patience":
+                continue
+            check_whole(**{name: value})
+            if value is not None and value < 1 and not name.endswith("warmup"):
                 msg = f"`{name}` must be at least 1 step, received {value}."
                 raise ValueError(msg)
-        if self.kl_warmup < 0:
-            msg = f"`kl_warmup` must be a number of steps >= 0, received {self.kl_warmup}."
-            raise ValueError(msg)
+        given = {name: getattr(self, name) for name in ("average", "clip") if getattr(self, name) is not None}
+        check_numbers(kl_start=self.kl_start, decay=self.decay, **given)
+        if self.callback is not None and not callable(self.callback):
+            msg = f"`callback` must be a function of a `FitStep`, received {type(self.callback).__name__}."
+            raise TypeError(msg)
+        for name, value in (("kl_warmup", self.kl_warmup), ("rate_warmup", self.rate_warmup)):
+            if value < 0:
+                msg = f"`{name}` must be a number of steps >= 0, received {value}."
+                raise ValueError(msg)
         if not 0 <= self.kl_start <= 1:
             msg = f"`kl_start` must be a part of the full weight in [0, 1], received {self.kl_start}."
             raise ValueError(msg)
@@ -119,6 +144,9 @@ class FitOptions:
             raise ValueError(msg)
         if not 0 < self.decay <= 1:
             msg = f"`decay` must satisfy 0 < decay <= 1, received {self.decay}."
+            raise ValueError(msg)
+        if self.schedule not in ("exponential", "cosine"):
+            msg = f'`schedule` must be "exponential" or "cosine", received {self.schedule!r}.'
             raise ValueError(msg)
         if self.clip is not None and not self.clip > 0:
             msg = f"`clip` must be a positive number or None, received {self.clip}."
@@ -135,6 +163,16 @@ class FitOptions:
         """Part of the full weight of the divergence in a step, counted from 1."""
         risen = min(1.0, step / self.kl_warmup) if self.kl_warmup else 1.0
         return self.kl_start + (1 - self.kl_start) * risen
+
+    def rate_factor(self, step: int, steps: int) -> float:
+        """Part of the full learning rate in a step, counted from 1, of a run of `steps`."""
+        full = max(self.rate_warmup, 1)  # the step of the full rate
+        if step < full:
+            return step / full
+        fallen = (step - full) / max(steps - full, 1)
+        if self.schedule == "cosine":
+            return self.decay + (1 - self.decay) * (1 + math.cos(math.pi * fallen)) / 2
+        return self.decay**fallen
 
 
 class _Progress(NamedTuple):
@@ -180,7 +218,7 @@ def fit(
         batches: arguments of model and guide: a function of the step (from 0), or a list that is cycled through. The
             loss of a batch must estimate that of all data: scale it with a subsampled plate or ``poutine.scale``.
         steps: number of steps in all, those of a resumed run included.
-        learning_rate: of Adam, ``> 0``, at the first step.
+        learning_rate: of Adam, ``> 0``: the largest, at the first step or at the end of a warm-up.
         validation: arguments of model and guide on data that are kept back.
         seed: same seed, same run.
         options: the finer settings.
@@ -189,6 +227,7 @@ def fit(
         Losses, validation losses and what the run did.
 
     Raises:
+        TypeError: if `steps` or `learning_rate` is no number.
         ValueError: if an argument is out of range; if the loss or a gradient is not finite (the message names the
             step); if model and guide have nothing to train; if the parameter store holds a parameter of another module
             under the name of one of these; if a checkpoint is of another seed.
@@ -205,7 +244,8 @@ def fit(
         1.0
     """
     options = options or FitOptions()
-    if steps != int(steps) or steps < 1 or not 0 < learning_rate < math.inf:
+    check_numbers(steps=steps, learning_rate=learning_rate)
+    if not 1 <= steps < math.inf or steps != int(steps) or not 0 < learning_rate < math.inf:
         msg = f"`steps` must be >= 1 and `learning_rate` > 0 and finite, received {steps} and {learning_rate}."
         raise ValueError(msg)
     if not callable(batches) and len(batches) == 0:
@@ -221,7 +261,7 @@ def fit(
         while len(state.losses) < steps and not (stop or state.is_stuck(options.patience)):
             done = len(state.losses)
             weight = options.kl_weight(done + 1)
-            rate = learning_rate * options.decay ** (done / max(steps - 1, 1))
+            rate = learning_rate * options.rate_factor(done + 1, steps)
             loss = run.step(done, batch(done), rate, weight, options.clip)
             state.losses.append(loss)
             done, score = done + 1, None

@@ -46,7 +46,7 @@ def fit_sharded(
         size: number of series, which `loss` is asked for by the indices 0 ... size - 1.
         steps: number of training steps in all, those of a resumed run included.
         batch_size: series per step on all processes together.
-        learning_rate: of Adam, ``> 0``, at the first step.
+        learning_rate: of Adam, ``> 0``: the largest, at the first step or at the end of a warm-up.
         options: the settings of `fit` except `elbo`, `average` and `patience`. Rank 0 draws the progress bar; the
             callback runs on every rank, and must answer the same on all.
 
@@ -100,7 +100,7 @@ def fit_sharded(
         try:
             while len(losses) < steps and not stop:
                 done = len(losses)
-                weight, rate = options.kl_weight(done + 1), learning_rate * options.decay ** (done / max(steps - 1, 1))
+                weight, rate = options.kl_weight(done + 1), learning_rate * options.rate_factor(done + 1, steps)
                 if options.kl_warmup:
                     loss.elbo.kl_weight = full_weight * weight
                 losses.append(_step(trained, optimiser, choose(done), done, rate, options.clip))

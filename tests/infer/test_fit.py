@@ -17,6 +17,8 @@ from torch.testing import assert_close
 from pyro_sde.distributions import SDEPath
 from pyro_sde.infer import FitOptions, JitPathELBO, PathELBO, fit
 from pyro_sde.infer.checkpoint import load, save
+from pyro_sde.infer.fit_sharded import fit_sharded
+from pyro_sde.infer.sharded_elbo import ShardedELBO
 from pyro_sde.ops.grid import TimeGrid
 from pyro_sde.sde import OrnsteinUhlenbeck
 
@@ -247,6 +249,88 @@ def test_the_learning_rate_falls_by_the_decay_over_the_run():
     assert rates == pytest.approx([1e-2, 1e-3, 1e-4])
 
 
+def heard_rates(**options):
+    """Learning rates in units of the full one, 0.01, and weights of the divergence."""
+    rates, weights = [], []
+
+    def callback(step):
+        rates.append(step.learning_rate / 1e-2)
+        weights.append(step.kl_weight)
+
+    run(callback=callback, **options)
+    return rates, weights
+
+
+@pytest.mark.parametrize(
+    ("schedule", "falling"),
+    [
+        ("exponential", [0.04**0.25, 0.2, 0.04**0.75, 0.04]),
+        ("cosine", [0.52 + 0.48 / math.sqrt(2), 0.52, 0.52 - 0.48 / math.sqrt(2), 0.04]),
+    ],
+)
+def test_the_learning_rate_rises_to_the_full_one_and_falls_along_its_schedule(schedule, falling):
+    rates, weights = heard_rates(steps=7, decay=0.04, schedule=schedule, rate_warmup=3)
+    assert rates == pytest.approx([1 / 3, 2 / 3, 1.0, *falling], rel=1e-12)
+    assert weights == [1.0] * 7
+    rates, weights = heard_rates(steps=5, decay=0.04, schedule=schedule, kl_warmup=2)
+    assert rates == pytest.approx([1.0, *falling], rel=1e-12)
+    assert weights == [0.5, 1.0, 1.0, 1.0, 1.0]
+    assert heard_rates(steps=5, decay=0.04, schedule=schedule, rate_warmup=1)[0] == rates
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # torch 2.5 inside its SequentialLR
+def test_schedules_are_those_of_torch():
+    rates, _ = heard_rates(steps=31, decay=0.1, schedule="cosine", rate_warmup=11)
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    parts = [
+        torch.optim.lr_scheduler.LinearLR(optimiser, start_factor=1 / 11, total_iters=10),
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=20, eta_min=0.1),
+    ]
+    theirs = torch.optim.lr_scheduler.SequentialLR(optimiser, parts, milestones=[10])
+    expected = []
+    for _ in range(31):
+        expected += theirs.get_last_lr()
+        optimiser.step()
+        theirs.step()
+    assert rates == pytest.approx(expected, rel=1e-9)
+
+
+def test_without_a_schedule_the_rates_are_bit_by_bit_what_they_were():
+    rates = []
+    run(steps=30, callback=lambda step: rates.append(step.learning_rate))
+    assert rates == [1e-2 * 0.1 ** (done / 29) for done in range(30)]
+
+
+def test_a_run_that_ends_in_its_warm_up_never_falls():
+    for schedule in ("exponential", "cosine"):
+        assert heard_rates(steps=3, schedule=schedule, rate_warmup=6)[0] == pytest.approx([1 / 6, 2 / 6, 3 / 6])
+        assert heard_rates(steps=3, schedule=schedule, rate_warmup=3)[0] == pytest.approx([1 / 3, 2 / 3, 1.0])
+        assert heard_rates(steps=1, schedule=schedule)[0] == [1.0]
+
+
+def test_adam_makes_steps_of_the_scheduled_length():
+    passed, rates = [parameters(Pair())], []
+    pair = Pair()
+
+    def callback(step):
+        passed.append(parameters(pair).clone())
+        rates.append(step.learning_rate)
+
+    run(pair, steps=6, schedule="cosine", decay=1e-3, rate_warmup=3, callback=callback)
+    moved = torch.stack(passed).diff(dim=0).abs().amax(1)
+    assert moved[0].item() == pytest.approx(1e-2 / 3, rel=1e-4)  # the first step of Adam is the learning rate
+    assert (moved <= 2 * torch.tensor(rates)).all()
+
+
+def test_sharded_training_has_the_rates_of_fit():
+    told, pair = [], Pair()
+    options = quiet(schedule="cosine", rate_warmup=4, decay=0.2, callback=lambda s: told.append(s.learning_rate))
+    loss = ShardedELBO(pair.model, pair.guide, lambda indices: (Y[indices],), num_shards=1, reduction="mean")
+    fit_sharded(loss, 4, steps=9, options=options)
+    rates, _ = heard_rates(steps=9, schedule="cosine", rate_warmup=4, decay=0.2)
+    assert told == pytest.approx([1e-2 * rate for rate in rates], rel=1e-12)
+
+
 def test_clipping_limits_the_norm_of_the_gradient():
     start = parameters(Pair())
     moved = {clip: (parameters(run(steps=1, clip=clip)[0]) - start).norm().item() for clip in (None, 1e-12)}
@@ -364,10 +448,16 @@ def stop_at(number):
     return callback
 
 
-@pytest.mark.parametrize(("killed_at", "average"), [(10, None), (25, None), (27, None), (27, 0.9)])
-def test_a_resumed_run_equals_one_that_was_never_interrupted(tmp_path, killed_at, average):
+COSINE = {"schedule": "cosine", "rate_warmup": 15}
+
+
+@pytest.mark.parametrize(
+    ("killed_at", "extra"),
+    [(10, {}), (25, {}), (27, {}), (27, {"average": 0.9}), (12, COSINE), (27, COSINE)],
+)
+def test_a_resumed_run_equals_one_that_was_never_interrupted(tmp_path, killed_at, extra):
     options = {
-        "average": average,
+        **extra,
         "validation": (Y + 0.5,),
         "validate_every": 4,
         "kl_warmup": 12,
@@ -487,6 +577,9 @@ def test_arguments_out_of_range_are_refused():
         ({"checkpoint_every": 0}, "`checkpoint_every` must be at least 1"),
         ({"patience": 0}, "`patience` must be at least 1"),
         ({"kl_warmup": -1}, "`kl_warmup` must be a number of steps >= 0, received -1"),
+        ({"rate_warmup": -2}, "`rate_warmup` must be a number of steps >= 0, received -2"),
+        ({"schedule": "linear"}, '`schedule` must be "exponential" or "cosine", received \'linear\''),
+        ({"schedule": None}, "`schedule` must be .* received None"),
         ({"kl_start": 1.5, "kl_warmup": 2}, r"`kl_start` must be a part of the full weight in \[0, 1\], received 1.5"),
         ({"kl_start": 0.2}, "`kl_start` is where a warm-up begins; give `kl_warmup`"),
         ({"average": 1.0}, r"`average` must be a decay in \(0, 1\).*received 1.0"),
@@ -502,6 +595,11 @@ def test_arguments_out_of_range_are_refused():
 def test_options_out_of_range_are_refused(options, text):
     with pytest.raises(ValueError, match=text):
         FitOptions(**options)
+
+
+def test_a_warm_up_of_the_rate_is_a_whole_number_of_steps():
+    with pytest.raises(TypeError, match="`rate_warmup` must be a whole number, received 1.5"):
+        FitOptions(rate_warmup=1.5)
 
 
 def test_nothing_to_train_is_an_error():
