@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickletools
 import zipfile
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -157,6 +158,23 @@ def test_a_run_of_the_first_layout_goes_on(tmp_path):
     whole, expected = run(tmp_path / "other.pt", steps=8, decay=1.0, validate_every=2)
     assert result.losses == expected.losses
     assert same(weights(resumed), weights(whole))
+
+
+def test_the_file_of_version_0_1_0_is_read_and_its_run_goes_on(tmp_path):
+    # Written by `run` with 4 steps, an average and validation; never to be made anew: files of users are as old.
+    path = tmp_path / "run.pt"
+    path.write_bytes((Path(__file__).parent / "checkpoint_v1.pt").read_bytes())
+    pair = Pair(loc=5.0)
+    with pyro.get_param_store().scope():
+        state = load(path, model=pair)
+    assert pair.loc.item() == pytest.approx(0.01304775764804053, rel=1e-12)
+    assert pair.scale.item() == pytest.approx(0.6942760680594439, rel=1e-12)
+    assert pair.calls.item() == 4
+    losses = [4.540770871709117, 2.96514488549879, 5.9163556718737205, 3.026221852450867]
+    assert state["losses"] == pytest.approx(losses, rel=1e-12)
+    _, result = run(path, steps=6, average=0.9, validate_every=2, resume=True)
+    assert result.losses[:4] == pytest.approx(losses, rel=1e-12)
+    assert len(result.losses) == 6
 
 
 def test_an_average_that_the_file_does_not_have_is_refused_by_name(tmp_path):
