@@ -9,7 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._drawing import BLUE, GREY, GRID, INK, ORANGE, SHADE, Points, add_legend, finite_points, marker_style, numpy_of
+from ..ops._arguments import check_numbers, check_real, check_whole
+from ..ops._grid_times import as_tensor
+from ._axes import panels, styled_axes
+from ._drawing import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    SHADE,
+    Points,
+    add_legend,
+    check_fan,
+    finite_points,
+    marker_style,
+    numpy_of,
+    running_median,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,8 +64,13 @@ def plot_paths(
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if shapes do not fit or `num_paths` is out of range.
+        TypeError: if times or samples are no tensors of real numbers.
+        ValueError: if shapes do not fit, a time is not finite, or `num_paths` is out of range.
     """
+    check_real(times=times, samples=samples)
+    check_whole(num_paths=num_paths)
+    if forecast_from is not None:
+        check_numbers(forecast_from=forecast_from)
     if times.dim() != 1 or samples.dim() != 2 or samples.shape[1] != times.shape[0] or samples.shape[0] < 2:
         msg = (
             "`samples` must have shape (S, T) with S >= 2 and `times` (T,), received "
@@ -59,8 +80,9 @@ def plot_paths(
     if not 0 <= num_paths <= samples.shape[0]:
         msg = f"`num_paths` must lie between 0 and the {samples.shape[0]} samples, received {num_paths}."
         raise ValueError(msg)
+    check_fan("times", times, "samples", samples)
     seen, unseen = finite_points(observed, "observed"), finite_points(held_out, "held_out")
-    ax = _axes(ax, (9.0, 3.8))
+    ax = styled_axes(ax, (9.0, 3.8))
     t, draws = numpy_of(times), numpy_of(samples)
     low, lower, median, upper, high = np.nanquantile(draws, _MIDDLE, axis=0)
 
@@ -93,7 +115,7 @@ def plot_losses(
     """Training loss per step with its running median; the first tenth does not set the scale.
 
     Args:
-        losses: one loss per step, at least 2; for an ELBO in nats: `FitResult.losses`.
+        losses: ``(n,)``, one loss per step, n >= 2; for an ELBO in nats: `FitResult.losses`.
         validation: pairs (step, loss), `FitResult.validation_losses`; a diamond marks the lowest.
         window: steps in the running (trailing) median; a fiftieth of the run, at least 5, if None.
         ax: axes to draw on; a new figure if None.
@@ -106,10 +128,12 @@ def plot_losses(
         ValueError: if `losses` is not a list of at least 2 numbers, `validation` is not a list of pairs, or `window` is
             not positive.
     """
-    values = numpy_of(torch.as_tensor(losses, dtype=torch.float64))
+    values = numpy_of(as_tensor(losses, "losses", dtype=torch.float64))
     if values.ndim != 1 or values.size < 2:
         msg = f"`losses` must be a list of at least 2 numbers, received shape {values.shape}."
         raise ValueError(msg)
+    if window is not None:
+        check_whole(window=window)
     if window is not None and window < 1:
         msg = f"`window` must be at least 1 step, received {window}."
         raise ValueError(msg)
@@ -118,9 +142,8 @@ def plot_losses(
         msg = f"`validation` must be a list of pairs (step, loss), received shape {held.shape}."
         raise ValueError(msg)
     width = min(window or max(values.size // 50, 5), values.size)
-    padded = np.concatenate([np.full(width - 1, np.nan), values])
-    smooth = np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, width), axis=-1)
-    ax = _axes(ax, (6.0, 3.4))
+    smooth = running_median(values, width)
+    ax = styled_axes(ax, (6.0, 3.4))
     steps = np.arange(1, values.size + 1)
     ax.plot(steps, values, color=BLUE, linewidth=0.7, alpha=0.35, label="each step")
     ax.plot(steps, smooth, color=BLUE, linewidth=1.8, label=f"median of {width}")
@@ -169,8 +192,11 @@ def plot_coefficient(
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if shapes do not fit.
+        TypeError: if an argument is no tensor of real numbers.
+        ValueError: if shapes do not fit, or a state is not finite.
     """
+    check_real(states=states, values=values)
+    check_real(**{n: part for n, part in (("truth", truth), ("visited", visited)) if part is not None})
     if states.dim() != 1 or values.dim() not in (1, 2) or values.shape[-1:] != states.shape:
         msg = (
             f"`values` must have shape (S, G) or (G,) and `states` (G,), received {tuple(values.shape)} and "
@@ -180,7 +206,8 @@ def plot_coefficient(
     if truth is not None and truth.shape != states.shape:
         msg = f"`truth` must have the shape {tuple(states.shape)} of `states`, received {tuple(truth.shape)}."
         raise ValueError(msg)
-    ax = _axes(ax, (6.0, 3.4))
+    check_fan("states", states, "values", values)
+    ax = styled_axes(ax, (6.0, 3.4))
     z, draws = numpy_of(states), np.atleast_2d(numpy_of(values))
     low, lower, median, upper, high = np.nanquantile(draws, _MIDDLE, axis=0)
     if values.dim() == 2:
@@ -228,6 +255,8 @@ def plot_calibration(values: Tensor, *, level: float = 0.95, ax: Axes | None = N
     References:
         Massart (1990), The tight constant in the Dvoretzky-Kiefer-Wolfowitz inequality, corollary 1.
     """
+    check_real(values=values)
+    check_numbers(level=level)
     u = numpy_of(values).reshape(-1).astype(float)
     u = np.sort(u[~np.isnan(u)])
     if not u.size or u[0] < 0 or u[-1] > 1:
@@ -238,7 +267,7 @@ def plot_calibration(values: Tensor, *, level: float = 0.95, ax: Axes | None = N
     if not 0 < level < 1:
         msg = f"`level` must lie strictly between 0 and 1, received {level}."
         raise ValueError(msg)
-    ax = _axes(ax, (6.0, 3.4))
+    ax = styled_axes(ax, (6.0, 3.4))
     bound = np.sqrt(np.log(2 / (1 - level)) / (2 * u.size))
     ax.fill_between([0, 1], -bound, bound, color=BLUE, alpha=0.16, linewidth=0, label=f"{100 * level:g} % band")
     ax.axhline(0.0, color=GREY, linewidth=0.8)
@@ -284,6 +313,8 @@ def plot_phase(
         ValueError: if `paths` is not (S, T, 2) with finite entries, `resolution` is too small, or the drift does not
             return ``(..., 2)``.
     """
+    check_real(paths=paths)
+    check_whole(resolution=resolution)
     if paths.dim() != 3 or paths.shape[-1] != 2 or not paths.isfinite().all():
         msg = (
             f"`paths` must be finite with shape (S, T, 2), received {tuple(paths.shape)}. "
@@ -304,7 +335,7 @@ def plot_phase(
     if field.shape != points.shape:
         msg = f"`drift` must return shape {tuple(points.shape)} for z of that shape, received {tuple(field.shape)}."
         raise ValueError(msg)
-    ax = _axes(ax, (5.2, 4.4))
+    ax = styled_axes(ax, (5.2, 4.4))
     u, v = numpy_of(field[..., 0]), numpy_of(field[..., 1])
     ax.streamplot(numpy_of(x), numpy_of(y), u, v, color="#b9bfc7", linewidth=0.8, density=1.1, arrowsize=0.8, zorder=1)
     for path in numpy_of(paths):
@@ -316,47 +347,4 @@ def plot_phase(
     ax.set_xlabel("$z_1$")
     ax.set_ylabel("$z_2$", rotation=0, labelpad=10)
     ax.grid(visible=False)
-    return ax
-
-
-def panels(rows: int, *, size: tuple[float, float] = (9.0, 6.0)) -> list[Axes]:
-    """Axes of a new figure, one below the other, for the `ax` of the functions above.
-
-    Args:
-        rows: number of axes, at least 1.
-        size: width and height of the figure in inches.
-
-    Raises:
-        ImportError: if matplotlib is not installed.
-        ValueError: if `rows` is not positive.
-    """
-    if rows < 1:
-        msg = f"`rows` must be at least 1, received {rows}."
-        raise ValueError(msg)
-    first = _axes(None, size)
-    figure = first.figure
-    first.remove()
-    return list(figure.subplots(rows, 1, squeeze=False)[:, 0])
-
-
-def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    """The given axes or those of a new figure, in our style; matplotlib's global settings are left alone."""
-    if ax is None:
-        try:
-            from matplotlib import pyplot
-        except ImportError as error:
-            msg = 'matplotlib is needed to draw and is not installed. Run `pip install "pyro_sde[plots]"`.'
-            raise ImportError(msg) from error
-        ax = pyplot.subplots(figsize=size, dpi=150, layout="constrained")[1]
-    for side, spine in ax.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(GREY)
-        spine.set_linewidth(0.7)
-    ax.grid(visible=True, color=GRID, linewidth=0.7)
-    ax.set_axisbelow(True)
-    ax.tick_params(colors=INK, length=3, width=0.7, labelsize=9)
-    ax.xaxis.label.set_color(INK)
-    ax.yaxis.label.set_color(INK)
-    for side in ("left", "center", "right"):
-        ax.set_title(ax.get_title(loc=side), loc=side, color=INK)
     return ax
