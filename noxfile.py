@@ -12,7 +12,7 @@ from pathlib import Path
 import nox
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
-OLDEST_PYTHON = "3.10"  # the oldest torch has no wheels for newer ones than 3.11
+OLDEST_PYTHON = "3.10"  # with the oldest packages, the oldest Python
 PROJECT = nox.project.load_toml(Path(__file__).parent / "pyproject.toml")["project"]
 TEST_PACKAGES = "test,plots,docs,tutorials,dev"
 
@@ -21,7 +21,7 @@ nox.options.error_on_missing_interpreters = False
 
 
 def lower_bounds() -> list[str]:
-    """The run-time dependencies at the oldest versions that pyproject.toml allows, such as ``torch==2.1.*``."""
+    """The run-time dependencies at the oldest versions that pyproject.toml allows, such as ``torch==2.5.*``."""
     bounds = (re.match(r"([\w-]+)>=([\d.]+)", entry) for entry in PROJECT["dependencies"])
     return [f"{found[1]}=={found[2]}.*" for found in bounds if found]
 

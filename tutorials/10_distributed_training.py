@@ -107,7 +107,7 @@ def torchrun(name, processes, shards=2, **environment):
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **environment}
     done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(folder / f"{name}.result")
+    return torch.load(folder / f"{name}.result", weights_only=True)
 
 
 def alone(name, shards=2):
@@ -117,7 +117,7 @@ def alone(name, shards=2):
         runpy.run_path(str(folder / "train.py"))
     finally:
         sys.argv = before
-    return torch.load(folder / f"{name}.result")
+    return torch.load(folder / f"{name}.result", weights_only=True)
 
 
 # %% [markdown]
@@ -200,4 +200,4 @@ if not SMOKE:
 # * `torchrun --max-restarts` with `resume=True` survives a killed worker, with the same result.
 #
 # Next: [the how-to for clusters, lower precision and compiled networks](../how-to/scale-out.md), and
-# [your first path site](01_first_sde_path.md).
+# [forecasts of walks from three frames](11_walks_from_three_frames.md).

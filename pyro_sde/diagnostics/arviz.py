@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,7 @@ _SAMPLED = ("posterior", "posterior_predictive", "log_likelihood", "sample_stats
 _FIXED = ("observed_data", "constant_data")
 _PATH_DIMS = ("series", "time", "state")
 _OBSERVATION_DIMS = ("series", "observed_time", "channel")
+_EQUAL = 1e-3  # log weights as near as this, which the round-off of float32 may be, say nothing about a tail
 
 # What a group holds: site name -> tensor.
 _Group = Mapping[str, Tensor]
@@ -68,6 +68,9 @@ def to_inference_data(
         raise TypeError(msg)
     data: dict[str, dict[str, np.ndarray]] = {}
     for group, sites in {"posterior": posterior, **groups}.items():
+        if sites is not None and not isinstance(sites, Mapping):
+            msg = f"`{group}` must map names to tensors, received {type(sites).__name__}."
+            raise TypeError(msg)
         if sites:
             data[group] = {name: _array(group, name, value, num_chains) for name, value in sites.items()}
     names = _dimension_names(data, paths, observations, dims or {})
@@ -140,7 +143,7 @@ def pareto_smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Log of smoothed weights that sum to 1, ``(S, *batch)``, and the shape k of their tail, ``(*batch)``, in float64.
-        Equal weights have no tail: k is ``-inf``.
+        Weights that are equal to 0.1 % have no tail: k is ``-inf``.
 
     Raises:
         ImportError: if ArviZ is not installed.
@@ -148,8 +151,9 @@ def pareto_smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     arviz = _import_arviz()
     ratios = log_weights.detach().double().movedim(0, -1).cpu()
     size = ratios.shape[-1]
-    equal = ratios.amax(-1, keepdim=True) - ratios.amin(-1, keepdim=True) < 1e-9
-    # Without a tail ArviZ returns inf or raises, by version; any other numbers will do there.
+    equal = ratios.amax(-1, keepdim=True) - ratios.amin(-1, keepdim=True) < _EQUAL
+    raw = ratios.log_softmax(-1)
+    # Without a tail ArviZ returns inf or NaN or raises, by version; any other numbers will do there.
     ratios = torch.where(equal, torch.linspace(0, 1, size, dtype=torch.float64), ratios).numpy()
     if _is_legacy(arviz):
         smoothed, shape = arviz.psislw(ratios)
@@ -157,7 +161,7 @@ def pareto_smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
         from arviz_stats.base import array_stats  # pyright: ignore[reportMissingImports] -- a part of ArviZ 1.x
 
         smoothed, shape = array_stats.psislw(-ratios)  # it takes the log-likelihoods of leave-one-out, not ratios
-    weights = torch.where(equal, -math.log(size), torch.as_tensor(np.asarray(smoothed)))
+    weights = torch.where(equal, raw, torch.as_tensor(np.asarray(smoothed)))
     return weights.movedim(-1, 0), torch.where(equal.squeeze(-1), -torch.inf, torch.as_tensor(np.asarray(shape)))
 
 

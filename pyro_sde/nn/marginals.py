@@ -20,7 +20,7 @@ SCALE_FLOOR = 1e-4
 class Marginals(abc.ABC):
     r"""Marginals :math:`z_t = m(t) + S^{1/2}(t)\,\epsilon` of a batch of series, known for t in ``[low, high]``.
 
-    They are Gaussian, :math:`q_t = N(m, S)`, unless there is a map `sigmoids`: then :math:`h_{w(t)}(\epsilon)` takes
+    They are Gaussian, :math:`N(m, S)`, unless there is a map `sigmoids`: then :math:`h_{w(t)}(\epsilon)` takes
     the place of the noise, and m and S are the moments of :math:`q_t` no more.
 
     The functions must be continuous, with derivatives except at isolated times: a mean that jumps is no path of an
@@ -144,7 +144,9 @@ class NodeMarginals(Marginals):
         length = torch.where(gap > 0, gap, torch.ones_like(gap))
         place = (t - begin) / length
         inside = (place >= 0) & (place <= 1) & (gap > 0)
-        tau, pace = (part.unsqueeze(-1) for part in (place.clamp(0, 1), inside / length))
+        # at a knot too the derivative is that of the gap; what clamp has there differs between versions of torch
+        place = torch.where(inside, place, place.detach().clamp(0, 1))
+        tau, pace = place.unsqueeze(-1), (inside / length).unsqueeze(-1)
         slope, bump = 1 - 2 * tau, tau * (1 - tau)
         low, high = _rows(self.nodes, left), _rows(self.nodes, right)
         row, rate = torch.lerp(low, high, tau.to(low.dtype)), pace * (high - low)

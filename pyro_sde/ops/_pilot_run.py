@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -224,7 +225,7 @@ class _Run:
 
     def _name(self, series: Tensor) -> str:
         """The first of some series and its time, for messages."""
-        index = [int(i) for i in torch.unravel_index(series[0], self.batch)] if self.batch else []
+        index = [int(i) for i in np.unravel_index(int(series[0]), self.batch)] if self.batch else []
         return f"{f'series {index}' if index else 'the series'} at time {self.time[series[0]].item():g}"
 
     def _refuse(self, series: Tensor, bad: Tensor) -> None:

@@ -157,6 +157,15 @@ def test_equal_weights_have_no_tail():
     torch.testing.assert_close(weights[:, 0].exp(), torch.full((500,), 0.002, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(("spread", "tail"), [(5e-4, False), (5e-3, True)])
+def test_weights_that_differ_by_round_off_keep_their_differences_and_have_no_tail(spread, tail):
+    ratios = 40 + spread * torch.linspace(0, 1, 500, dtype=torch.float64)
+    weights, k = pareto_smooth(ratios)
+    assert bool(torch.isfinite(k)) is tail
+    if not tail:
+        torch.testing.assert_close(weights, ratios.log_softmax(0))
+
+
 def test_netcdf_round_trip_keeps_everything(groups, tmp_path):
     groups["posterior"]["z"][:, 1, 7:] = float("nan")
     data = to_inference_data(**groups, coords={"state": ["a", "b"]})

@@ -65,7 +65,7 @@ def two(tmp_path_factory):
     codes, said = launch("all", folder)
     files = [folder / f"rank{rank}.pt" for rank in range(2)]
     assert all(file.exists() for file in files), "\n".join(said)
-    return codes, [torch.load(file) for file in files], folder
+    return codes, [torch.load(file, weights_only=True) for file in files], folder
 
 
 @pytest.mark.parametrize("count", [BATCH, 1])
@@ -119,7 +119,7 @@ def test_two_processes_resume_what_one_began(tmp_path):
     interrupted(tmp_path, lambda step: step.step == EVERY)
     codes, said = launch("resume", tmp_path)
     assert codes == [0, 0], "\n".join(said)
-    losses, parameters = torch.load(tmp_path / "rank1.pt")
+    losses, parameters = torch.load(tmp_path / "rank1.pt", weights_only=True)
     (tmp_path / "whole").mkdir()
     whole = interrupted(tmp_path / "whole")
     assert_close(losses, whole[0], rtol=0, atol=1e-9)

@@ -175,7 +175,7 @@ BACKENDS = {
     "kl alone": TorchsdeAdjoint(martingale=False),
     "ito euler": TorchsdeAdjoint(method="euler"),
     "srk": TorchsdeAdjoint(method="srk", martingale=False),
-    "adaptive": TorchsdeAdjoint(adaptive=True, martingale=False, rtol=1e-2, atol=1e-2),
+    "adaptive": TorchsdeAdjoint(adaptive=True, martingale=False, rtol=1e-3, atol=1e-3),
 }
 
 
