@@ -61,7 +61,7 @@ types: $(DEV_STAMP)  ## pyright on the package
 
 docs: $(DEV_STAMP)  ## build the documentation into site/; a dead link is a failure
 	@echo "==> mkdocs build --strict"
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@said=$$(NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict 2>&1) || { echo "$$said" | grep -v INFO; exit 1; }
 
 pytest: $(DEV_STAMP)
 	@echo "==> pytest"

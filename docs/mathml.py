@@ -14,13 +14,14 @@ import re
 import griffe
 from latex2mathml.converter import convert
 
-__all__ = ["DocstringMath", "on_page_content", "sphinx_to_dollars", "to_mathml"]
+__all__ = ["DocstringMath", "example_section", "on_page_content", "sphinx_to_dollars", "to_mathml"]
 
 log = logging.getLogger("mkdocs.hooks.mathml")
 
 _MARKED = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
 _ROLE = re.compile(r":math:`([^`]+)`")
 _DIRECTIVE = re.compile(r"^( *)\.\. math::[ ]*([^\n]*(?:\n(?:[ ]*(?=\n|\Z)|\1 +[^\n]*))*)", re.MULTILINE)
+_EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
 # The converter leaves no space between the name of a function and its argument.
 _OPERATOR = re.compile(r"(<mi>(?:log|exp|min|max|det)</mi>)(?!<mo)")
 
@@ -44,13 +45,18 @@ def to_mathml(latex: str, *, display: bool) -> str:
     return _OPERATOR.sub(r'\1<mspace width="0.167em" />', result)
 
 
+def example_section(text: str) -> str:
+    """A docstring whose section "Example:" has the plural name that is parsed as code; any other is drawn as prose."""
+    return _EXAMPLE.sub("Examples:", text)
+
+
 class DocstringMath(griffe.Extension):
-    """Rewrites the formulas of every docstring before Markdown sees them."""
+    """Rewrites formulas and examples of every docstring before Markdown sees them."""
 
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         """Called once per module, class, function and attribute."""
         if obj.docstring is not None:
-            obj.docstring.value = sphinx_to_dollars(obj.docstring.value)
+            obj.docstring.value = example_section(sphinx_to_dollars(obj.docstring.value))
 
 
 def on_page_content(content: str, **_: object) -> str:

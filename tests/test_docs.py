@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+import griffe
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,6 +85,26 @@ def mathml() -> ModuleType:
 def test_formulas_of_docstrings_reach_markdown(mathml):
     text = "Law of :math:`z_0,\n\\dots`.\n\n    .. math:: a\n        + b\n\n    Then text."
     assert mathml.sphinx_to_dollars(text) == "Law of $z_0, \\dots$.\n\n    $$ a + b $$\n\n    Then text."
+
+
+def test_examples_of_docstrings_are_drawn_as_code(mathml):
+    options = griffe.Parser.google
+    docstring = griffe.Docstring(mathml.example_section("One.\n\nExample:\n    >>> 1 + 1\n    2"), parser=options)
+    assert [section.kind.value for section in docstring.parse()] == ["text", "examples"]
+    assert mathml.example_section("An Example: none") == "An Example: none"
+
+
+def test_the_build_of_the_documentation_fails_at_a_dead_link(tmp_path):
+    (flags,) = re.findall(r"mkdocs build (.*?) 2>&1", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "mkdocs.yml").write_text("site_name: trial\ntheme: mkdocs\n", encoding="utf-8")
+    codes = []
+    for target in ("index.md", "nowhere.md"):
+        (tmp_path / "docs" / "index.md").write_text(f"# Trial\n\n[link]({target})\n", encoding="utf-8")
+        command = [sys.executable, "-m", "mkdocs", "build", *flags.split()]
+        codes.append(subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode)
+    assert codes[0] == 0
+    assert codes[1] != 0
 
 
 def test_formulas_become_mathml(mathml):
