@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,15 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks import _mocap_data as data
-from tests.benchmarks import _mocap_fit, _mocap_models, _mocap_protocols, _mocap_score, _mocap_tables, mocap
+from tests.benchmarks import (
+    _mocap_fit,
+    _mocap_models,
+    _mocap_protocols,
+    _mocap_score,
+    _mocap_tables,
+    _mocap_windows,
+    mocap,
+)
 from tests.benchmarks._mocap_fit import Recipe
 
 TINY = Recipe(steps=1, components=2, windows=2)
@@ -365,6 +374,134 @@ def test_setup_two_reads_all_frames_seen_and_none_after(fitted, monkeypatch):
     paths = _mocap_protocols.predict(fitted, simulated(2), _mocap_protocols.SETUPS["2"])
     assert paths.shape == (50, 2, 2, 200, 50)
     torch.testing.assert_close(asked[0][1], simulated(2)[:, :100])
+
+
+# --- what some frames tell about the tempo ----------------------------------------------
+
+TEMPI = torch.tensor([0.02, -0.01, 0.03, -0.02, 0.01, -0.03])
+
+
+@pytest.fixture
+def ramps(monkeypatch) -> Callable[..., tuple[_mocap_fit.Fitted, Tensor]]:
+    """Walks that are straight lines, whose slopes are their tempi, and members that know this and the tempi."""
+
+    def predicted(fitted: _mocap_fit.Fitted, frames: Tensor, log_tempo: Tensor) -> Tensor:
+        steps = torch.arange(float(frames.shape[-2] // 3 + 1)).unsqueeze(-1)
+        return frames[..., :1, :] + log_tempo.exp()[..., None, None] * steps
+
+    def made(noise: float, *, other: float = 0.0, common: float = 0.0) -> tuple[_mocap_fit.Fitted, Tensor]:
+        torch.manual_seed(0)
+        folds = _mocap_protocols.leave_one_out(6)
+        recipe = Recipe(steps=1, components=2, windows=2)
+        members = _mocap_fit.fit(simulated(6), folds, recipe, 0)
+        members.model.tempo.series_loc.data[:] = TEMPI
+        slopes = TEMPI.exp() + common + other * torch.randn(6)
+        values = slopes[:, None, None] * torch.arange(300).unsqueeze(-1) / 3 + noise * torch.randn(6, 300, 50)
+        return members, values
+
+    monkeypatch.setattr(_mocap_windows, "_predicted", predicted)
+    return made
+
+
+def test_tempi_are_found_where_the_model_is_right(ramps):
+    fitted, values = ramps(0.002, common=0.1)  # an error of all walks alike is none of tempo
+    found = _mocap_windows.window_tempo(fitted, values, 60)
+    assert found.estimate.shape == found.deviation.shape == (27, 6)
+    others = [TEMPI[fold] for fold in fitted.folds]
+    torch.testing.assert_close(found.centre, torch.stack([tempi.median() for tempi in others]))
+    torch.testing.assert_close(found.population, torch.stack([tempi.std() for tempi in others]))
+    error = found.centre + found.estimate - TEMPI
+    assert float(error.abs().max()) < 0.002
+    assert float(found.deviation.max()) < 0.1 * float(found.population.min())
+    truth = TEMPI - TEMPI.mean()
+    assert min(_mocap_windows.correlations(found, truth)) > 0.99
+    assert max(_mocap_windows.correlations(found, -truth)) < -0.99
+
+
+def test_errors_that_look_like_tempi_are_not_taken_for_tempi(ramps):
+    fitted, values = ramps(0.01, other=0.5)
+    found = _mocap_windows.window_tempo(fitted, values, 60)
+    off = (3 * values.diff(dim=1).mean((1, 2)) - TEMPI.exp()).abs()  # a reader that trusts the model takes it for tempo
+    assert float(off.max()) > 0.4
+    assert float((found.deviation / found.population).min()) > 0.95
+    assert float(found.estimate.abs().max()) < 0.1 * float(off.max())
+
+
+def test_errors_are_those_of_tempi_of_the_population_estimated_and_measured(ramps, monkeypatch):
+    fitted, values = ramps(0.01)
+    asked = []
+
+    def forecast(fitted: _mocap_fit.Fitted, local: object, frames: tuple[int, int], *, log_tempo: Tensor) -> Tensor:
+        asked.append((frames, log_tempo))
+        return values[:, None, 30:].expand(50, -1, -1, -1, -1) + len(asked)
+
+    monkeypatch.setattr(_mocap_windows, "forecast", forecast)
+    monkeypatch.setattr(_mocap_windows, "measured", lambda values: torch.arange(6.0))
+    errors = _mocap_windows.errors_with_tempi(fitted, values, _mocap_protocols.with_context(30))
+    assert list(errors) == ["of the population", "estimated", "measured"]
+    assert [round(error) for error in errors.values()] == [1, 4, 9]
+    assert {frames for frames, _ in asked} == {(3, 273)}
+    found = _mocap_windows.window_tempo(fitted, values, 30)
+    population, estimated, measured = (log_tempo[..., 0] for _, log_tempo in asked)
+    assert float((population.std(0) / found.population).min()) > 0.7
+    torch.testing.assert_close(measured, (found.centre + torch.arange(6.0)).expand(50, -1))
+    away = (estimated - found.centre - found.estimate[0]) / found.deviation[0]
+    torch.testing.assert_close(away, (population - found.centre) / found.population, rtol=1e-3, atol=1e-3)
+
+
+def test_a_slower_walk_has_a_smaller_tempo():
+    angle = 2 * math.pi * torch.arange(300) / torch.tensor([[120.0], [150.0]])
+    walks = torch.stack([angle.sin(), angle.cos()], -1)
+    torch.testing.assert_close(
+        _mocap_windows.measured(walks), torch.tensor([0.5, -0.5]) * math.log(150 / 120), atol=1e-3, rtol=0
+    )
+
+
+def test_windows_compare_what_was_seen_with_the_same_frames_of_the_prediction(fitted):
+    walks = simulated(2).unsqueeze(1)
+    error = _mocap_windows._error(fitted, walks[..., :12, :], torch.zeros(2, 1))
+    path = _mocap_windows._predicted(fitted, walks[..., :12, :], torch.zeros(2, 1))
+    assert path.shape == (2, 1, 5, 50)
+    expected = (walks[..., [3, 6, 9], :] - path[..., 1:4, :]) @ fitted.scaling.components.unsqueeze(1)
+    torch.testing.assert_close(error, expected.flatten(-2))
+    slope = _mocap_windows._shift(fitted, walks[..., :12, :], torch.zeros(2, 1))
+    inner = (path[..., 2:, :] - path[..., :-2, :]) / 2
+    torch.testing.assert_close(slope, (inner @ fitted.scaling.components.unsqueeze(1)).flatten(-2))
+
+
+def test_tempi_need_a_model_that_has_them_and_some_frames(fitted):
+    with pytest.raises(ValueError, match="`frames` >= 9 are needed, received 8; the model has them"):
+        _mocap_windows.window_tempo(fitted, simulated(2), 8)
+    without = fitted._replace(model=_mocap_models.pinned(torch.ones(2, 1, 50)))
+    with pytest.raises(ValueError, match="received 30; the model has none"):
+        _mocap_windows.window_tempo(without, simulated(2), 30)
+
+
+def test_the_command_prints_what_frames_tell(files, capsys, monkeypatch):
+    monkeypatch.setattr(_mocap_windows, "SAMPLES", 2)
+    given = ["--data", str(files[0]), "--steps", "1", "--seeds", "2", "--protocol", "tempo", "--contexts", "12"]
+    mocap.main(given)
+    shown = capsys.readouterr().out
+    assert "At least 9 frames are needed" in shown
+    assert "| frames seen | deviation of log tempo, % | given a window, % | correlation, first windows |" in shown
+    assert shown.count("| 12 |") == 1
+    assert "mean path, tempo measured" in shown
+
+
+def test_the_command_says_which_spread_is_which(files, capsys, monkeypatch):
+    estimate, one = torch.tensor([[1.0, 2.0, 4.0], [1.0, 2.0, 3.0]]), torch.ones(3)
+    found = _mocap_windows.WindowTempo(estimate, 0.01 * torch.ones(2, 3), 0.02 * one, 0 * one)
+    monkeypatch.setattr(_mocap_windows, "window_tempo", lambda *given: found)
+    monkeypatch.setattr(_mocap_windows, "errors_with_tempi", lambda *given: {"measured": 7.0})
+    monkeypatch.setattr(_mocap_windows, "measured", lambda walks: torch.tensor([1.0, 2.0, 4.0]))
+    given = ["--data", str(files[0]), "--steps", "1", "--seeds", "1", "--protocol", "tempo", "--setup"]
+    mocap.main([*given, "--contexts", "30"])
+    assert "| 30 | 2.00 | 1.00 | 1.00 | 0.96 | 1.00 | 7.00 |" in capsys.readouterr().out
+
+
+def test_the_table_of_tempi_has_deviations_correlations_and_errors():
+    text = _mocap_tables.tempo_table(30, [[0.02, 0.01]], [(0.1, 0.2, 0.3)], [{"measured": 4.0}])
+    assert "| 30 | 2.00 | 1.00 | 0.10 | 0.20 | 0.30 | 4.00 |" in text
 
 
 # --- tables and command -----------------------------------------------------------------

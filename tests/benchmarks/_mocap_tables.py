@@ -64,3 +64,18 @@ def scan_table(periods: Sequence[float], errors: Mapping[str, Tensor]) -> str:
         f"{wanted:g}": [f"{float(column[k]):.1f}" for column in errors.values()] for k, wanted in enumerate(periods)
     }
     return grid("period", list(errors), rows)
+
+
+def tempo_table(
+    frames: int,
+    spreads: Sequence[Sequence[float]],
+    correlations: Sequence[Sequence[float]],
+    errors: Sequence[Mapping[str, float]],
+) -> str:
+    """What some frames tell about tempi: one entry per seed in each of the three."""
+    cells = [with_error([100 * spread[k] for spread in spreads]) for k in (0, 1)]
+    cells += [with_error([correlation[k] for correlation in correlations]) for k in range(3)]
+    cells += [with_error([error[name] for error in errors]) for name in errors[0]]
+    columns = ["deviation of log tempo, %", "given a window, %"]
+    columns += [f"correlation, {which}" for which in ("first windows", "all windows", "mean over a walk's windows")]
+    return grid("frames seen", [*columns, *(f"mean path, tempo {name}" for name in errors[0])], {str(frames): cells})

@@ -1,6 +1,6 @@
 """Walks of CMU subject 35 from their first frames: protocols, baselines, per-walk errors and periods, all generated.
 
-    python -m tests.benchmarks.mocap --data mocap35.mat [--test FILE] [--protocol S R loo scan] [--model best pinned]
+    python -m tests.benchmarks.mocap --data mocap35.mat [--test FILE] [--protocol S R loo ...] [--model best pinned]
 
 Task: 50 channels of 16 + 3 walks of 300 frames; from the first frames of a walk, predict the others. Metric: mean
 squared error in the unit of the file, of the mean of 50 paths and of single paths, with mean and standard error over
@@ -10,8 +10,9 @@ same first state. Baselines: constant mean, last frame, mean walk, nearest walk.
 
 Protocols, declared apart: `S` fits the 16 training walks and chooses between candidates on the 3 validation walks; `R`
 chooses by leaving out each of the 19 walks in turn and fits the chosen one to all 19; `loo` scores left-out walks, of
-the 16 alone and of all 19; `scan` gives errors at fixed periods. Walks kept back are read from `--test` (key `Xtest`)
-and scored by S and R, alone and as an ensemble of all seeds; nothing else looks at them.
+the 16 alone and of all 19; `scan` gives errors at fixed periods; `tempo` says what the frames seen tell about the tempo
+of left-out training walks (with `--contexts`). Walks kept back are read from `--test` (key `Xtest`) and scored by S and
+R, alone and as an ensemble of all seeds; nothing else looks at them.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from torch import Tensor
 
 from tests.benchmarks import _mocap_protocols as protocols
 from tests.benchmarks import _mocap_tables as tables_of
+from tests.benchmarks import _mocap_windows as windows_of
 from tests.benchmarks._mocap_data import baselines, load, period
 from tests.benchmarks._mocap_fit import Recipe
 from tests.benchmarks._mocap_protocols import SETUPS, Setup, Study, leave_one_out, target
 from tests.benchmarks._mocap_score import Score, period_scan, score
 
 ON_REQUEST = True  # it needs files, which come with no checkout
+PROTOCOLS = ("S", "R", "loo", "scan", "tempo", "baselines")
 PERIODS = [125.0, 130.0, 132.5, 135.0, 137.5, 140.0, 145.0, 150.0, 155.0, 160.0, 165.0]
 
 
@@ -119,6 +122,21 @@ def report_scan(study: Study, setup: Setup) -> str:
     return tables_of.scan_table(PERIODS, columns)
 
 
+def report_tempo(study: Study, setup: Setup, seeds: int) -> str:
+    """What the frames seen tell about the tempo of left-out training walks, and errors if it were known."""
+    if setup.adapt or setup.context < windows_of.FEWEST:
+        return f"At least {windows_of.FEWEST} frames are needed, from --contexts."
+    train = study.walks.values[: study.walks.fit]
+    spreads, related, errors = [], [], []
+    for seed in range(seeds):
+        fitted = study.fit(f"loo{len(train)}", setup, leave_one_out(len(train)), seed)
+        found = windows_of.window_tempo(fitted, train, setup.context)
+        spreads.append([float(found.population.mean()), float(found.deviation.mean())])
+        related.append(windows_of.correlations(found, windows_of.measured(train)))
+        errors.append(windows_of.errors_with_tempi(fitted, train, setup))
+    return tables_of.tempo_table(setup.context, spreads, related, errors)
+
+
 def tables() -> list[object]:
     """Says how to run this benchmark, which times nothing."""
     raise SystemExit("mocap needs a file: python -m tests.benchmarks.mocap --data FILE [--test FILE]")
@@ -129,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.mocap")
     parser.add_argument("--data", type=Path, required=True, help="file with Xtr and Xval")
     parser.add_argument("--test", type=Path, help="file with Xtest, scored by S and R")
-    parser.add_argument("--protocol", nargs="*", choices=("S", "R", "loo", "scan", "baselines"), default=["S", "R"])
+    parser.add_argument("--protocol", nargs="*", choices=PROTOCOLS, default=["S", "R"])
     parser.add_argument("--model", nargs="*", choices=("best", "pinned"), default=["best"])
     parser.add_argument("--setup", nargs="*", choices=SETUPS, default=["1"])
     parser.add_argument("--contexts", nargs="*", type=int, default=[], help="further numbers of frames seen")
@@ -152,6 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     print(report_left_out(study, setup, given.seeds, given.counts or (walks.fit, len(walks.values))))
                 elif name == "scan":
                     print(report_scan(study, setup))
+                elif name == "tempo":
+                    print(report_tempo(study, setup, given.seeds))
                 elif name == "baselines":
                     print(report_baselines(study, setup))
                 else:
