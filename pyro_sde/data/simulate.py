@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from ..ops._arguments import check_numbers, check_whole
+from ..ops._arguments import check_counts, check_numbers
 
 __all__ = ["gaussian_kick", "geometric_kick", "missing_at_random", "observation_times", "simulate_paths"]
 
@@ -35,11 +35,7 @@ def observation_times(
     Raises:
         ValueError: if a number is out of its range.
     """
-    for name, number in (("num_series", num_series), ("num_times", num_times)):
-        check_whole(**{name: number})
-        if number < 1:
-            message = f"`{name}` must be at least 1, received {number}."
-            raise ValueError(message)
+    check_counts(num_series=num_series, num_times=num_times)
     start, end = span
     check_numbers(end_time=end)
     if not (math.isfinite(start) and math.isfinite(end) and start < end):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..ops._arguments import check_whole
+from ..ops._arguments import check_counts
 from ._drawing import GREY, GRID, INK
 
 if TYPE_CHECKING:
@@ -24,12 +24,9 @@ def panels(rows: int, *, size: tuple[float, float] = (9.0, 6.0)) -> list[Axes]:
         ImportError: if matplotlib is not installed.
         ValueError: if `rows` is not positive.
     """
-    check_whole(rows=rows)
+    check_counts(rows=rows)
     if not isinstance(size, tuple | list) or len(size) != 2:
         msg = f"`size` must be width and height in inches, received {size!r}."
-        raise ValueError(msg)
-    if rows < 1:
-        msg = f"`rows` must be at least 1, received {rows}."
         raise ValueError(msg)
     first = styled_axes(None, size)
     figure = first.figure

@@ -18,7 +18,7 @@ from torch.distributions import Independent
 from ..distributions.kl import site_law
 from ..infer.streams import seeded
 from ..infer.traces import TracePair, sampled_traces
-from ..ops._arguments import check_whole
+from ..ops._arguments import check_counts
 from ..ops.grid import TimeGrid
 
 __all__ = [
@@ -85,10 +85,7 @@ def guide_runs(model: Model, guide: Model, num_samples: int, args: tuple, kwargs
         TypeError: if `num_samples` is no whole number.
         ValueError: if it is not positive.
     """
-    check_whole(num_samples=num_samples)
-    if num_samples < 1:
-        msg = f"`num_samples` must be at least 1, received {num_samples}."
-        raise ValueError(msg)
+    check_counts(num_samples=num_samples)
 
     def runs() -> Iterator[tuple[dict[str, Tensor], Trace]]:
         for _ in range(num_samples):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops._arguments import check_real, check_tensors, check_whole
+from ..ops._arguments import check_counts, check_real, check_tensors
 
 __all__ = ["Baseline", "GaussianPrediction", "PackedSeries", "broadcast_mask"]
 
@@ -46,10 +46,7 @@ class GaussianPrediction(NamedTuple):
             TypeError: if `num_samples` is no whole number.
             ValueError: if it is not positive.
         """
-        check_whole(num_samples=num_samples)
-        if num_samples < 1:
-            msg = f"`num_samples` must be at least 1, received {num_samples}."
-            raise ValueError(msg)
+        check_counts(num_samples=num_samples)
         noise = torch.randn(
             num_samples, *self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device
         )

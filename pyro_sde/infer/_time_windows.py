@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops._arguments import check_floating, check_observed, check_whole
+from ..ops._arguments import check_counts, check_floating, check_observed
 from ..ops.grid import TimeGrid
 
 __all__ = ["ObservationSample", "TimeWindows", "WindowBatch", "sample_observations"]
@@ -179,10 +179,7 @@ class TimeWindows:
             TypeError: if `count` is no whole number.
             ValueError: if `count` is less than 2 and there are more windows than that.
         """
-        check_whole(count=count)
-        if count < 1:
-            msg = f"`count` must be at least 1, received {count}."
-            raise ValueError(msg)
+        check_counts(count=count)
         total = len(self)
         if total <= count:
             return self.at(torch.arange(total))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.series import TimeSeries
-from ..ops._arguments import check_whole
+from ..ops._arguments import check_counts
 from .alignment import align, grid_through, states_at
 from .parts import Parts
 
@@ -85,10 +85,7 @@ def blocks(num_samples: int, rows: int) -> Iterator[int]:
         TypeError: if `num_samples` is no whole number.
         ValueError: if it is not positive.
     """
-    check_whole(num_samples=num_samples)
-    if num_samples < 1:
-        msg = f"`num_samples` must be at least 1, received {num_samples}."
-        raise ValueError(msg)
+    check_counts(num_samples=num_samples)
     size = max(1, _BLOCK_ROWS // rows)
     while num_samples > 0:
         yield min(size, num_samples)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "check_counts",
     "check_floating",
     "check_numbers",
     "check_numeric",
@@ -81,6 +82,20 @@ def check_whole(**values: object) -> None:
         if not isinstance(value, Integral) or isinstance(value, bool):
             msg = f"`{name}` must be a whole number, received {value!r}."
             raise TypeError(msg)
+
+
+def check_counts(**values: int) -> None:
+    """Raise, naming the argument, unless every value is a whole number of at least 1.
+
+    Raises:
+        TypeError: if a value is no whole number.
+        ValueError: if it is less than 1.
+    """
+    check_whole(**values)
+    for name, value in values.items():
+        if value < 1:
+            msg = f"`{name}` must be at least 1, received {value}."
+            raise ValueError(msg)
 
 
 def is_finite(value: object) -> bool:
